@@ -1,0 +1,1 @@
+//! Wiring: a home, its mounts and its tasks.

@@ -1,0 +1,1 @@
+//! One flight per block: ranks, hedges, deadlines, the memory tier, prefetch.

@@ -1,0 +1,1 @@
+//! Paths and inodes to bytes; no fuser type, no socket, no errno.

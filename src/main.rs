@@ -1,0 +1,3 @@
+//! The `manifs` command.
+
+fn main() {}

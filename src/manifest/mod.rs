@@ -1,0 +1,1 @@
+//! What is signed: names, manifests, release indices, envelopes, keys and the trust policy.

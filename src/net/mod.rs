@@ -1,0 +1,1 @@
+//! HTTP clients with one address filter and bounded bodies.

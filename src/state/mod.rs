@@ -1,0 +1,1 @@
+//! Small durable facts: what was seen, slots, pins, the publish journal.

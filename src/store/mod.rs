@@ -1,0 +1,1 @@
+//! Verified blocks on disk, under a quota.
