@@ -1,1 +1,153 @@
 //! Networks that may hold a block.
+//!
+//! A source answers one question: which bytes do you have for this [`Want`]? What it answers is plain [`Bytes`]: a
+//! stranger, until `fetch` has verified it. Sources know nothing of ranks, retries, flights or the store, and they
+//! never judge an answer: lying is found, and punished, by `fetch`.
+
+mod spill;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::time::Duration;
+
+use crate::block::BlockRef;
+
+pub use spill::{Offer, Spill};
+
+/// Where a block lies in a published tree, for sources that know files rather than digests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TreePlace {
+    /// The tree's name, `<package with / as ->-<version>`.
+    pub tree: Arc<str>,
+    /// The file's path below the tree, without a leading slash; `.manifs/catalog` is the catalog.
+    pub path: Arc<[u8]>,
+    /// Where in the file the block begins, in bytes.
+    pub offset: u64,
+}
+
+/// A block that somebody asks for, and the places it may be had from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Digest, length and where it belongs in the store.
+    pub block: BlockRef,
+    /// Where it lies in a tree, when the asker knows one.
+    pub place: Option<TreePlace>,
+}
+
+impl Want {
+    /// A want for a block whose place in a tree is not known; only sources that know digests can answer it.
+    pub fn new(block: BlockRef) -> Self {
+        Want { block, place: None }
+    }
+}
+
+/// What kind of network a source is; decides how much of it a wrong answer condemns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceKind {
+    /// A trustless HTTP gateway.
+    Gateway,
+    /// A Kubo node's RPC interface.
+    Kubo,
+    /// A plain HTTP mirror of trees.
+    Http,
+    /// A torrent swarm.
+    Torrent,
+    /// A directory or an archive on this machine.
+    Local,
+}
+
+impl SourceKind {
+    /// Returns the word shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceKind::Gateway => "gateway",
+            SourceKind::Kubo => "kubo",
+            SourceKind::Http => "http",
+            SourceKind::Torrent => "torrent",
+            SourceKind::Local => "local",
+        }
+    }
+
+    /// Returns whether one wrong answer condemns the source as a whole.
+    ///
+    /// A gateway answers by digest, so wrong bytes are a fault of it. A mirror or a local directory answers by path and
+    /// may only be of another age; in a swarm it is one peer that lied, and the source deals with that peer.
+    pub fn answers_by_digest(self) -> bool {
+        matches!(self, SourceKind::Gateway | SourceKind::Kubo)
+    }
+}
+
+/// Why a source gave no bytes. One variant for each thing that the caller can do next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// It does not have the block: ask the next.
+    #[error("has not got it ({reason})")]
+    NotFound {
+        /// What it said, in a few words.
+        reason: String,
+    },
+    /// It cannot answer now: ask the next, come back later.
+    #[error("unavailable ({reason})")]
+    Unavailable {
+        /// Set when it said that it has too much to do, with the time it wants to be left alone.
+        retry_after: Option<Duration>,
+        /// What happened, in a few words.
+        reason: String,
+    },
+    /// We must not, or can never, ask it: drop it.
+    #[error("refused ({reason})")]
+    Refused {
+        /// Why, in a few words.
+        reason: String,
+    },
+}
+
+impl SourceError {
+    /// A `NotFound`.
+    pub fn not_found(reason: impl Into<String>) -> Self {
+        SourceError::NotFound {
+            reason: reason.into(),
+        }
+    }
+
+    /// An `Unavailable` without a wish of the source's own.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        SourceError::Unavailable {
+            retry_after: None,
+            reason: reason.into(),
+        }
+    }
+
+    /// A `Refused`.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        SourceError::Refused {
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Something that may answer a want.
+#[async_trait]
+pub trait BlockSource: Send + Sync + 'static {
+    /// Returns the name that people and metrics see: a URL or a path, without secrets.
+    fn name(&self) -> &str;
+
+    /// Returns the kind of network.
+    fn kind(&self) -> SourceKind;
+
+    /// Returns how many wants it may be given at once, at first; `fetch` moves the limit as answers come.
+    fn parallel(&self) -> usize {
+        16
+    }
+
+    /// Asks for the bytes of `want`. Cancel-safe: dropping the future ends the work.
+    ///
+    /// At most one byte more than the wanted length is read; the answer is not checked here. While bytes arrive the
+    /// source says so with [`Spill::progressed`], and hands over anything else that came along with [`Spill::offer`].
+    ///
+    /// # Errors
+    /// [`SourceError`], which says what to do next.
+    async fn fetch(&self, want: &Want, spill: &Spill) -> Result<Bytes, SourceError>;
+}
