@@ -1,0 +1,1 @@
+//! Reads nodes of any writer.
