@@ -6,13 +6,14 @@
 //!
 //! Layers, imports going strictly down: `cli` (7) > `daemon`, `config` (6) > `fuse`, `serve` (5) > `fs` (4) >
 //! `fetch`, `install`, `publish` (3) > `store`, `state`, `source`, `registry` (2) > `catalog`, `manifest`, `net` (1) >
-//! `block`, `unixfs` (0).
+//! `block`, `unixfs`, `durable` (0).
 
 pub mod block;
 pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod durable;
 pub mod fetch;
 pub mod fs;
 pub mod fuse;
