@@ -167,6 +167,11 @@ pub enum CidError {
     Text,
 }
 
+/// A block cannot be checked: its hash function, by its number in the multicodec table, is not computed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hash function 0x{0:x} is not known")]
+pub struct UnknownHash(pub u64);
+
 /// The hash in a CID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Multihash {
@@ -233,12 +238,15 @@ impl AnyCid {
         }
     }
 
-    /// Returns whether `bytes` are what this CID names; `None` when its hash function is not computed here.
-    pub fn names(&self, bytes: &[u8]) -> Option<bool> {
+    /// Returns whether `bytes` are what this CID names.
+    ///
+    /// # Errors
+    /// [`UnknownHash`] when the hash function is not computed here.
+    pub fn names(&self, bytes: &[u8]) -> Result<bool, UnknownHash> {
         match &self.multihash {
-            Multihash::Sha2_256(digest) => Some(Digest::of(bytes) == *digest),
-            Multihash::Identity(content) => Some(bytes == &content[..]),
-            Multihash::Other { .. } => None,
+            Multihash::Sha2_256(digest) => Ok(Digest::of(bytes) == *digest),
+            Multihash::Identity(content) => Ok(bytes == &content[..]),
+            Multihash::Other { code, .. } => Err(UnknownHash(*code)),
         }
     }
 
@@ -423,8 +431,8 @@ mod tests {
 
         let probe: AnyCid = "bafkqaaa".parse().unwrap();
         assert_eq!(probe.identity(), Some(&b""[..]));
-        assert_eq!(probe.names(b""), Some(true));
-        assert_eq!(probe.names(b"x"), Some(false));
+        assert_eq!(probe.names(b""), Ok(true));
+        assert_eq!(probe.names(b"x"), Ok(false));
         assert_eq!(probe.known(), None);
         assert_eq!("bafkqaaa".parse::<Cid>(), Err(CidError::Foreign));
     }

@@ -3,7 +3,7 @@
 //! A package's files, directories and symlinks are also nodes of an IPFS graph, so that the same 32-byte digests serve
 //! every network. Writing is byte-exact and knows one profile (`docs/formats/unixfs.md`): [`file`], [`directory`] and
 //! [`symlink`] build nodes, hand each to a callback together with its [`NodePlace`], and can build that one node again
-//! later from the place alone, so that a gateway stores no inner node. Reading (`decode`, `car`) takes any
+//! later from the place alone, so that a gateway stores no inner node. Reading ([`decode()`], [`car::Reader`]) takes any
 //! bytes, also of other writers, within named limits. Nothing here touches a network, a disk or a catalog.
 
 pub mod car;
@@ -16,8 +16,10 @@ pub mod hamt;
 mod message;
 pub mod symlink;
 mod varint;
+mod wire;
 
-pub use cid::{AnyCid, Cid, CidError, Codec, Multihash};
+pub use cid::{AnyCid, Cid, CidError, Codec, Multihash, UnknownHash};
+pub use decode::{DecodeError, Decoded, decode};
 pub use varint::VarintError;
 
 /// The largest node or leaf that any peer of the network passes on; longer ones are refused unread.
