@@ -9,7 +9,8 @@ use super::fields::{FieldError, Fields, shown, text_array};
 use super::json::{Json, Object};
 use super::name::{ManifestId, PackageName, PackageVersion, Version};
 use super::time::Timestamp;
-use crate::block::{Digest, block_count};
+use crate::block::{BlockRef, Digest, FileRef, block_count};
+use crate::unixfs::{Cid, Codec, file};
 
 /// The value of a manifest's `format`.
 pub const MANIFEST_FORMAT: &str = "manifs/1";
@@ -30,6 +31,28 @@ pub struct CatalogBlocks {
     pub size: u64,
     /// One for each started MiB.
     pub blocks: Vec<Digest>,
+}
+
+impl CatalogBlocks {
+    /// Returns the catalog as a file of the store: its id is that of the UnixFS file with these blocks.
+    pub fn file(&self) -> FileRef {
+        FileRef {
+            id: file::root(self.size, self.blocks.iter().copied()).digest(),
+            size: self.size,
+        }
+    }
+
+    /// Returns each block and where it lies.
+    pub fn block_refs(&self) -> impl Iterator<Item = BlockRef> {
+        let file = self.file();
+        (0..)
+            .zip(self.blocks.iter())
+            .map(move |(index, &digest)| BlockRef {
+                file,
+                index,
+                digest,
+            })
+    }
 }
 
 /// Where a version is found in BitTorrent.
@@ -56,8 +79,8 @@ pub struct ManifestFields {
     pub bytes: u64,
     /// The catalog.
     pub catalog: CatalogBlocks,
-    /// The digest of the root directory's UnixFS node: what follows `01 70 12 20` in the CID.
-    pub root_id: Digest,
+    /// The CID of the root directory, a dag-pb node: what row 0 of the catalog names.
+    pub root: Cid,
     /// The torrent, if one is offered.
     pub torrent: Option<TorrentRef>,
     /// Free text.
@@ -181,7 +204,7 @@ fn read(all: Fields<'_>) -> Result<ManifestFields, FieldError> {
         directories: all.integer("directories")?,
         bytes: all.integer("bytes")?,
         catalog: read_catalog(all.object("catalog")?)?,
-        root_id: read_root(all.object("ipfs")?)?,
+        root: read_root(all.object("ipfs")?)?,
         torrent,
         description: all.optional_text("description")?,
         license: all.optional_text("license")?,
@@ -222,23 +245,15 @@ fn read_catalog(catalog: Fields<'_>) -> Result<CatalogBlocks, FieldError> {
 }
 
 /// Reads the root's CID: version 1, dag-pb, SHA-256, in lower-case base32 and that alone.
-fn read_root(ipfs: Fields<'_>) -> Result<Digest, FieldError> {
+fn read_root(ipfs: Fields<'_>) -> Result<Cid, FieldError> {
     let text = ipfs.text("root")?;
-    let wrong = || FieldError::invalid("root", "not a CIDv1 of dag-pb and sha2-256 in base32");
-    let cid: cid::Cid = text.parse().map_err(|_| wrong())?;
-    let digest: [u8; 32] = cid.hash().digest().try_into().map_err(|_| wrong())?;
-    let digest = Digest::from_bytes(digest);
-    if root_text(digest) != text {
-        return Err(wrong());
+    match text.parse::<Cid>() {
+        Ok(cid) if cid.codec() == Codec::DagPb && cid.to_string() == text => Ok(cid),
+        _ => Err(FieldError::invalid(
+            "root",
+            "not a CIDv1 of dag-pb and sha2-256 in base32",
+        )),
     }
-    Ok(digest)
-}
-
-fn root_text(digest: Digest) -> String {
-    // dag-pb is 0x70, sha2-256 0x12; 32 bytes always fit into a multihash of 64.
-    let hash = cid::multihash::Multihash::wrap(0x12, digest.as_bytes())
-        .expect("32 bytes fit into a multihash of 64");
-    cid::Cid::new_v1(0x70, hash).to_string()
 }
 
 fn read_torrent(torrent: Fields<'_>) -> Result<TorrentRef, FieldError> {
@@ -270,7 +285,7 @@ impl ManifestFields {
         catalog.insert("size", Json::Integer(self.catalog.size));
         catalog.insert("blocks", text_array(&self.catalog.blocks));
         let mut ipfs = Object::new();
-        ipfs.insert("root", Json::Text(root_text(self.root_id)));
+        ipfs.insert("root", text(&self.root));
 
         let mut all = Object::new();
         all.insert("format", text(&MANIFEST_FORMAT));

@@ -326,6 +326,28 @@ impl TrustedIndex {
         &self.0.envelope
     }
 
+    /// Compares with the highest release index seen.
+    ///
+    /// # Errors
+    /// [`TrustError::Rollback`], [`TrustError::SameSequence`].
+    pub fn check_sequence(&self, seen: Option<SeenIndex>) -> Result<(), TrustError> {
+        let new = self.seen();
+        match seen {
+            Some(seen) if new.sequence < seen.sequence => Err(TrustError::Rollback {
+                name: self.name().clone(),
+                sequence: new.sequence,
+                seen: seen.sequence,
+            }),
+            Some(seen) if new.sequence == seen.sequence && new.id != seen.id => {
+                Err(TrustError::SameSequence {
+                    name: self.name().clone(),
+                    sequence: new.sequence,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns whether the index is too old at `now`: then what is installed stays readable, marked as stale, and
     /// nothing new is installed.
     pub fn stale_at(&self, now: Timestamp) -> Option<Stale> {
@@ -433,7 +455,7 @@ impl TrustPolicy {
         self.check_blocked(expected, None)?;
         let (rule, signers) = self.verify(envelope, expected)?;
         let trusted = TrustedIndex(Arc::new(trusted(index, rule, signers, envelope)));
-        check_sequence(&trusted, seen)?;
+        trusted.check_sequence(seen)?;
         Ok(trusted)
     }
 
@@ -516,31 +538,6 @@ impl TrustPolicy {
             have: signers.len(),
             need: rule.threshold,
         })
-    }
-}
-
-/// Compares a release index with the highest one seen.
-///
-/// # Errors
-/// [`TrustError::Rollback`], [`TrustError::SameSequence`].
-fn check_sequence(
-    index: &TrustedIndex,
-    seen: Option<SeenIndex>,
-) -> Result<(), TrustError> {
-    let new = index.seen();
-    match seen {
-        Some(seen) if new.sequence < seen.sequence => Err(TrustError::Rollback {
-            name: index.name().clone(),
-            sequence: new.sequence,
-            seen: seen.sequence,
-        }),
-        Some(seen) if new.sequence == seen.sequence && new.id != seen.id => {
-            Err(TrustError::SameSequence {
-                name: index.name().clone(),
-                sequence: new.sequence,
-            })
-        }
-        _ => Ok(()),
     }
 }
 
