@@ -1,1 +1,13 @@
 //! HTTP clients with one address filter and bounded bodies.
+//!
+//! Every request of the program leaves through [`Client`]: it knows which addresses may be dialled
+//! ([`AddressFilter`]), never reads more than it was told to, never waits longer than it was told to, follows no redirect
+//! unless asked, decompresses nothing. It does not know what the bytes are for.
+
+mod client;
+mod filter;
+mod rate;
+
+pub use client::{Answer, Client, Get, NetError, Options, Secret};
+pub use filter::{AddressFilter, Allow, AllowSyntax, FilterError, Route, inward};
+pub use rate::Rate;

@@ -1,0 +1,425 @@
+//! The one HTTP client.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE,
+};
+use reqwest::{Response, StatusCode, Url};
+use tokio::time::{Instant, timeout, timeout_at};
+use zeroize::Zeroizing;
+
+use super::filter::{AddressFilter, FilterError, Route, inward};
+use super::rate::Rate;
+
+/// Time to resolve a name, connect and do TLS.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Time that an idle connection is kept. Below the 75 s after which common servers close theirs.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Idle connections kept per host; as many as a source may have wants in flight, or HTTP/1.1 reconnects all the time.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// Header lines of an HTTP/1.1 answer.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes of the headers of an HTTP/2 answer.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+
+/// Bytes of the body of an answer that is not a success; servers say there what is wrong.
+const ERROR_BODY_BYTES_MAX: u64 = 2 << 10;
+
+/// Redirects that may be followed at most, whatever the caller asks for.
+const REDIRECTS_MAX: u8 = 3;
+
+/// A slower body is given up: 16 KiB in each second, after [`SLOW_GRACE`]. A drip of bytes is no progress.
+const SLOW_BYTES_PER_SECOND: u64 = 16 << 10;
+
+/// Time that a body may take however short it is.
+const SLOW_GRACE: Duration = Duration::from_secs(10);
+
+/// A secret sent to one host; wiped when dropped, never shown.
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<String>>);
+
+impl Secret {
+    /// Keeps a bearer token.
+    pub fn bearer(token: &str) -> Self {
+        Secret(Arc::new(Zeroizing::new(format!("Bearer {}", token.trim()))))
+    }
+}
+
+/// What a client is made from.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Which hosts may be dialled.
+    pub filter: AddressFilter,
+    /// The proxy for configured hosts that are not this machine or network; none: what the usual variables say.
+    pub proxy: Option<String>,
+    /// Further certificate authorities, as PEM.
+    pub ca: Vec<Vec<u8>>,
+    /// Secrets by `host:port`. Sent over TLS or to loopback addresses only.
+    pub auth: Vec<(String, Secret)>,
+    /// Bytes per second that bodies may take together; 0 is no cap.
+    pub down: u64,
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub struct Get<'a> {
+    /// The `Accept` header.
+    pub accept: Option<&'static str>,
+    /// Bytes of the body at most; what comes after them is not read.
+    pub limit: u64,
+    /// Time until the head of the answer.
+    pub first_byte: Duration,
+    /// Time between two parts of the body.
+    pub progress: Duration,
+    /// Redirects to follow, each through the filter; at most 3.
+    pub redirects: u8,
+    /// The `If-None-Match` header.
+    pub if_none_match: Option<&'a str>,
+    /// The `Range` header: first byte and one past the last.
+    pub range: Option<(u64, u64)>,
+}
+
+impl Get<'_> {
+    /// A request for at most `limit` bytes, with the usual patience and no redirects.
+    pub fn new(limit: u64) -> Self {
+        Get {
+            accept: None,
+            limit,
+            first_byte: Duration::from_secs(20),
+            progress: Duration::from_secs(10),
+            redirects: 0,
+            if_none_match: None,
+            range: None,
+        }
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body, or its first `limit` bytes; of an answer that is no success the first 2 KiB.
+    pub body: Bytes,
+    /// Whether the body ended within the limit.
+    pub whole: bool,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NetError {
+    /// The address filter refuses the host.
+    #[error(transparent)]
+    Refused(#[from] FilterError),
+    /// Not a URL.
+    #[error("{0:?} is not a URL")]
+    Url(String),
+    /// Nobody there, or no connection.
+    #[error("no connection ({0})")]
+    Connect(String),
+    /// Too slow.
+    #[error("{0}")]
+    Slow(&'static str),
+    /// The answer is cut off or is no HTTP.
+    #[error("broken answer ({0})")]
+    Broken(String),
+    /// More redirects than may be followed, or one without a place to go.
+    #[error("redirected too often")]
+    Redirects,
+}
+
+/// Sends requests. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: Options,
+    down: Rate,
+    /// Built when first needed: each reads the system's certificates.
+    proxied: OnceLock<reqwest::Client>,
+    direct: OnceLock<reqwest::Client>,
+    guarded: OnceLock<reqwest::Client>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Makes a client. Nothing is dialled.
+    pub fn new(options: Options) -> Self {
+        Client {
+            inner: Arc::new(Inner {
+                down: Rate::new(options.down),
+                options,
+                proxied: OnceLock::new(),
+                direct: OnceLock::new(),
+                guarded: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Returns the filter, for what is dialled without HTTP.
+    pub fn filter(&self) -> &AddressFilter {
+        &self.inner.options.filter
+    }
+
+    /// Asks for `url`, and reads no more of the answer than `get` says.
+    ///
+    /// # Errors
+    /// [`NetError`]; an answer with an error status is an [`Answer`].
+    pub async fn get(&self, url: &str, get: &Get<'_>) -> Result<Answer, NetError> {
+        self.get_watched(url, get, &|_| {}).await
+    }
+
+    /// As [`Client::get`]; calls `arrived` with the number of bytes whenever some have come.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn get_watched(
+        &self,
+        url: &str,
+        get: &Get<'_>,
+        arrived: &(dyn Fn(u64) + Sync),
+    ) -> Result<Answer, NetError> {
+        let mut url: Url = url.parse().map_err(|_| NetError::Url(url.to_owned()))?;
+        let mut left = get.redirects.min(REDIRECTS_MAX);
+        loop {
+            let response = self.send(&url, get).await?;
+            if get.redirects == 0 || !response.status().is_redirection() {
+                return self.read(response, get, arrived).await;
+            }
+            if response.status() == StatusCode::NOT_MODIFIED {
+                return self.read(response, get, arrived).await;
+            }
+            left = left.checked_sub(1).ok_or(NetError::Redirects)?;
+            let location = response.headers().get(LOCATION);
+            let next = location.and_then(|location| location.to_str().ok());
+            let next = next.and_then(|next| url.join(next).ok());
+            let next = next.ok_or(NetError::Redirects)?;
+            if url.scheme() == "https" && next.scheme() != "https" {
+                return Err(NetError::Refused(FilterError::Url {
+                    what: "a redirect from https leads to http",
+                }));
+            }
+            url = next;
+        }
+    }
+
+    async fn send(&self, url: &Url, get: &Get<'_>) -> Result<Response, NetError> {
+        let route = self.inner.options.filter.judge(url)?;
+        let mut request = self.inner.client(route).get(url.clone());
+        if let Some(accept) = get.accept {
+            request = request.header(ACCEPT, HeaderValue::from_static(accept));
+        }
+        if let Some(etag) = get.if_none_match {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        if let Some((from, until)) = get.range {
+            let last = until.saturating_sub(1);
+            request = request.header(RANGE, format!("bytes={from}-{last}"));
+        }
+        if let Some(secret) = self.inner.secret(url) {
+            request = request.header(AUTHORIZATION, secret);
+        }
+        match timeout(get.first_byte, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(tell(&error)),
+            Err(_) => Err(NetError::Slow("no answer in time")),
+        }
+    }
+
+    async fn read(
+        &self,
+        mut response: Response,
+        get: &Get<'_>,
+        arrived: &(dyn Fn(u64) + Sync),
+    ) -> Result<Answer, NetError> {
+        let status = response.status();
+        let success = status.is_success();
+        let limit = if success {
+            get.limit
+        } else {
+            ERROR_BODY_BYTES_MAX.min(get.limit)
+        };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let announced = response.content_length();
+        let expected = announced.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let slow = Duration::from_secs(
+            announced.unwrap_or(get.limit).min(get.limit) / SLOW_BYTES_PER_SECOND,
+        );
+        let end = Instant::now() + SLOW_GRACE + slow;
+        let headers = std::mem::take(response.headers_mut());
+        // An announced length is no reason to allocate much: it is bounded by what the caller wants.
+        let mut body = BytesMut::with_capacity(expected.min(limit).min(ALLOCATE_MAX));
+        let mut whole = true;
+        loop {
+            let patience = (Instant::now() + get.progress).min(end);
+            let part = match timeout_at(patience, response.chunk()).await {
+                Ok(Ok(Some(part))) => part,
+                Ok(Ok(None)) => break,
+                // What an error page says is only for people.
+                Ok(Err(_)) | Err(_) if !success => break,
+                Ok(Err(error)) => return Err(tell(&error)),
+                Err(_) => return Err(NetError::Slow("the answer stopped, or drips")),
+            };
+            arrived(part.len() as u64);
+            self.inner.down.pay(part.len() as u64).await;
+            let room = limit - body.len();
+            if part.len() > room {
+                body.extend_from_slice(&part[..room]);
+                whole = false;
+                break;
+            }
+            body.extend_from_slice(&part);
+        }
+        // A body of unannounced length grew by doubling; who keeps it must not keep the rest too.
+        let body = if body.capacity() / 2 > body.len() {
+            Bytes::copy_from_slice(&body)
+        } else {
+            body.freeze()
+        };
+        Ok(Answer {
+            status,
+            headers,
+            body,
+            whole,
+        })
+    }
+}
+
+/// Bytes allocated at once for a body on the word of its sender; longer ones grow as they come.
+const ALLOCATE_MAX: usize = (1 << 20) + 1;
+
+impl Inner {
+    fn client(&self, route: Route) -> &reqwest::Client {
+        match route {
+            Route::Configured => self.proxied.get_or_init(|| {
+                self.build(|builder| match &self.options.proxy {
+                    Some(proxy) => match reqwest::Proxy::all(proxy) {
+                        Ok(proxy) => builder.proxy(proxy),
+                        Err(error) => {
+                            tracing::error!(%error, "the configured proxy is not usable; no proxy is used");
+                            builder.no_proxy()
+                        }
+                    },
+                    None => builder,
+                })
+            }),
+            Route::ConfiguredInward => self
+                .direct
+                .get_or_init(|| self.build(reqwest::ClientBuilder::no_proxy)),
+            Route::Guarded => self
+                .guarded
+                .get_or_init(|| self.build(|builder| builder.no_proxy().dns_resolver(Guard))),
+        }
+    }
+
+    fn build(
+        &self,
+        shape: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+    ) -> reqwest::Client {
+        let base = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("manifs/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                .connect_timeout(CONNECT)
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .http1_max_headers(HEADERS_MAX)
+                .http2_max_header_list_size(HEADER_BYTES_MAX)
+                .http2_adaptive_window(true)
+        };
+        let certificates = || {
+            self.options
+                .ca
+                .iter()
+                .flat_map(|pem| reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default())
+        };
+        let with_system = shape(base()).tls_certs_merge(certificates()).build();
+        with_system.unwrap_or_else(|error| {
+            // A machine without any certificates can still use plain HTTP, and what the user configured.
+            tracing::warn!(%error, "the system's certificates are not usable; https works with configured ones only");
+            shape(base())
+                .tls_certs_only(certificates())
+                .build()
+                .expect("a client without system certificates needs nothing from the system")
+        })
+    }
+
+    /// The secret for exactly this host and port, where it cannot be overheard.
+    fn secret(&self, url: &Url) -> Option<HeaderValue> {
+        if self.options.auth.is_empty() {
+            return None;
+        }
+        let private = url.scheme() == "https"
+            || match url.host()? {
+                url::Host::Ipv4(address) => address.is_loopback(),
+                url::Host::Ipv6(address) => address.is_loopback(),
+                url::Host::Domain(name) => name == "localhost",
+            };
+        let host = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
+        let (_, secret) = self.options.auth.iter().find(|(name, _)| *name == host)?;
+        let mut value = HeaderValue::from_str(&secret.0).ok().filter(|_| private)?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+/// Resolves names that nobody vouches for: inward addresses are left out.
+struct Guard;
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let first = found.first().and_then(|address| inward(address.ip()));
+            let outward: Vec<_> = found
+                .into_iter()
+                .filter(|address| inward(address.ip()).is_none())
+                .collect();
+            match (outward.is_empty(), first) {
+                (true, Some(what)) => Err(FilterError::Inward {
+                    host: name.as_str().to_owned(),
+                    what,
+                }
+                .into()),
+                _ => Ok(Box::new(outward.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+/// Says what went wrong, from the bottom of the chain of causes, where the words are.
+fn tell(error: &reqwest::Error) -> NetError {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        if let Some(refused) = next.downcast_ref::<FilterError>() {
+            return NetError::Refused(refused.clone());
+        }
+        cause = next;
+    }
+    let words = cause.to_string();
+    if error.is_timeout() || error.is_connect() {
+        NetError::Connect(words)
+    } else {
+        NetError::Broken(words)
+    }
+}
