@@ -4,6 +4,8 @@
 //! stranger, until `fetch` has verified it. Sources know nothing of ranks, retries, flights or the store, and they
 //! never judge an answer: lying is found, and punished, by `fetch`.
 
+pub mod gateway;
+pub mod local;
 mod spill;
 
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use std::time::Duration;
 
 use crate::block::BlockRef;
 
+pub use gateway::Gateway;
+pub use local::Local;
 pub use spill::{Offer, Spill};
 
 /// Where a block lies in a published tree, for sources that know files rather than digests.
