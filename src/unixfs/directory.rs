@@ -108,9 +108,10 @@ pub fn shard(entries: &[Entry], depth: u8, prefix: [u8; 8]) -> Option<Vec<u8>> {
     if depth >= DEPTH_MAX {
         return None;
     }
-    let mut order = Shards::order(entries);
     let taken = usize::from(depth);
+    let mut order = Shards::hashes(entries);
     order.retain(|&(hash, _)| hash.to_be_bytes()[..taken] == prefix[..taken]);
+    order.sort_unstable();
     if order.len() < 2 && depth > 0 {
         return None;
     }
@@ -175,13 +176,17 @@ impl<'a> Shards<'a> {
 
     /// Returns the entries' hashes and positions in the order of the hashes.
     fn order(entries: &[Entry]) -> Vec<(u64, u32)> {
-        // A catalog has fewer than 2^32 rows.
-        let mut order: Vec<(u64, u32)> = (0..=u32::MAX)
-            .zip(entries)
-            .map(|(index, entry)| (hamt::hash(&entry.name), index))
-            .collect();
+        let mut order = Self::hashes(entries);
         order.sort_unstable();
         order
+    }
+
+    fn hashes(entries: &[Entry]) -> Vec<(u64, u32)> {
+        // A catalog has at most 2^32 rows, its root among them.
+        (0..=u32::MAX)
+            .zip(entries)
+            .map(|(index, entry)| (hamt::hash(&entry.name), index))
+            .collect()
     }
 
     /// Builds the shard over one run of the order, after the shards below it. Recursion ends at [`DEPTH_MAX`].

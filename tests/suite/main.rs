@@ -1,0 +1,11 @@
+//! Integration tests: one module per theme.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests may stop a test as tests themselves do"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod unixfs;
