@@ -8,7 +8,9 @@
 //! `packages/<name>/<version>/manifest.json` with `SHA256SUMS` beside it, `keys/<key>.pem`, and `packages.json`, which
 //! lists the names for those who cannot list a directory.
 
+pub mod changes;
 mod directory;
+mod http;
 mod layout;
 mod listing;
 mod tree;
@@ -24,6 +26,7 @@ use crate::block::Digest;
 use crate::manifest::{KeyId, PackageName, PackageVersion, Version};
 
 pub use directory::Directory;
+pub use http::{Http, HttpOptions};
 pub use layout::Place;
 pub use listing::{Listing, ListingError};
 

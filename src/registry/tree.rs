@@ -114,7 +114,7 @@ impl Tree {
 
     /// Returns whether there is a regular file.
     pub(super) fn has_file(&self, path: &str) -> bool {
-        matches!(self.beneath(path, OFlags::PATH), Ok(Some(file))
+        matches!(self.beneath(path, OFlags::empty()), Ok(Some(file))
             if rustix::fs::fstat(&file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile))
     }
 

@@ -131,7 +131,7 @@ impl Shared {
         let weak = Arc::downgrade(shared);
         let told = move |event: notify::Result<notify::Event>| {
             if let Some(shared) = weak.upgrade() {
-                shared.told(event);
+                shared.told(&event);
             }
         };
         let config = notify::Config::default().with_follow_symlinks(false);
@@ -142,9 +142,9 @@ impl Shared {
         Ok(watcher)
     }
 
-    fn told(&self, event: notify::Result<notify::Event>) {
+    fn told(&self, event: &notify::Result<notify::Event>) {
         // An error is an overflow of the kernel's queue, for instance: anything may have happened.
-        if let Ok(event) = &event {
+        if let Ok(event) = event {
             match event.kind {
                 // Reading is no change; it would wake the reader for ever.
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}

@@ -9,4 +9,5 @@
 mod common;
 
 mod fuzz_corpus;
+mod registry;
 mod unixfs;
