@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod catalog;
 mod fuzz_corpus;
 mod registry;
 mod unixfs;

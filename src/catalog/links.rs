@@ -1,0 +1,85 @@
+//! Whether a symlink leaves its version.
+//!
+//! Judged by walking the tree part by part with links followed, never by text: `a/../..` leaves or not depending on
+//! whether `a` is a link.
+
+use super::{Catalog, CatalogError, Kind, ReadAt};
+
+/// Links that one walk follows at most, as the kernel does.
+const LINKS_MAX: u32 = 40;
+
+/// Returns whether following the link in row `link` leads out of its version, at whatever step.
+///
+/// Absolute targets leave, and so does one that passes above the root, even if it comes back. What does not exist
+/// counts as a plain directory. A chain of more than 40 links ends in `ELOOP`, so it leads nowhere.
+///
+/// # Errors
+/// [`CatalogError`]; [`CatalogError::WrongKind`] when the row is no link.
+pub fn leaves<R: ReadAt>(catalog: &Catalog<R>, link: u32) -> Result<bool, CatalogError> {
+    let row = catalog.row(link)?;
+    let mut above = ancestors(catalog, row.parent())?;
+    // The parts still to be walked, the next one last.
+    let mut parts = Vec::new();
+    let mut followed = 0;
+    if push_target(&catalog.target(&row)?, &mut parts) {
+        return Ok(true);
+    }
+    while let Some(part) = parts.pop() {
+        match &part[..] {
+            b"" | b"." => continue,
+            b".." => {
+                // Where we are is popped; the root has nothing above it.
+                above.pop();
+                if above.is_empty() {
+                    return Ok(true);
+                }
+                continue;
+            }
+            _ => {}
+        }
+        let found = match above.last() {
+            Some(Some(directory)) => {
+                let directory = catalog.row(*directory)?;
+                catalog.lookup(&directory, &part)?
+            }
+            Some(None) | None => None,
+        };
+        match found {
+            Some((_, row)) if row.kind() == Kind::Symlink => {
+                followed += 1;
+                if followed > LINKS_MAX {
+                    return Ok(false);
+                }
+                if push_target(&catalog.target(&row)?, &mut parts) {
+                    return Ok(true);
+                }
+            }
+            Some((number, row)) if row.kind() == Kind::Directory => above.push(Some(number)),
+            // A file, or nothing: counts as an empty directory.
+            Some(_) | None => above.push(None),
+        }
+    }
+    Ok(false)
+}
+
+/// Puts a target's parts in front; returns whether it is absolute.
+fn push_target(target: &[u8], parts: &mut Vec<Vec<u8>>) -> bool {
+    parts.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+    target.starts_with(b"/")
+}
+
+/// Returns the directories from the root to `directory`.
+fn ancestors<R: ReadAt>(
+    catalog: &Catalog<R>,
+    directory: u32,
+) -> Result<Vec<Option<u32>>, CatalogError> {
+    let mut above = vec![Some(directory)];
+    let mut number = directory;
+    // Parents have lower rows, so this ends.
+    while number != 0 {
+        number = catalog.row(number)?.parent();
+        above.push(Some(number));
+    }
+    above.reverse();
+    Ok(above)
+}
