@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
+use super::envelope::ENVELOPE_BYTES_MAX;
 use super::fields::{FieldError, Fields, shown, text_array};
 use super::json::{Json, Object};
 use super::name::{ManifestId, PackageName, PackageVersion, Version};
@@ -131,8 +132,14 @@ impl Manifest {
     /// Reads a manifest without an envelope, in canonical form: as it is handed over to be signed.
     ///
     /// # Errors
-    /// [`FieldError`]; that the form is not canonical is one of `format`'s.
+    /// [`FieldError`], also when the bytes are not canonical JSON.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, FieldError> {
+        if bytes.len() > ENVELOPE_BYTES_MAX {
+            return Err(FieldError::invalid(
+                "manifest",
+                "larger than an envelope may be",
+            ));
+        }
         let json =
             Json::parse_canonical(bytes).map_err(|error| FieldError::invalid("manifest", error))?;
         Manifest::from_json(&json)

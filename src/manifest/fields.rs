@@ -30,6 +30,10 @@ pub enum FieldError {
 }
 
 impl FieldError {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers hand over errors and texts alike"
+    )]
     pub(crate) fn invalid(field: &'static str, reason: impl ToString) -> Self {
         FieldError::Invalid {
             field,

@@ -6,6 +6,7 @@ use std::ops::Deref;
 
 use bytes::Bytes;
 
+use super::envelope::ENVELOPE_BYTES_MAX;
 use super::fields::{FieldError, Fields, text_array};
 use super::json::{Json, Object};
 use super::name::{IndexId, ManifestId, PackageName, Version};
@@ -83,6 +84,12 @@ impl ReleaseIndex {
     /// # Errors
     /// [`FieldError`].
     pub fn parse(bytes: &[u8]) -> Result<ReleaseIndex, FieldError> {
+        if bytes.len() > ENVELOPE_BYTES_MAX {
+            return Err(FieldError::invalid(
+                "index",
+                "larger than an envelope may be",
+            ));
+        }
         let json =
             Json::parse_canonical(bytes).map_err(|error| FieldError::invalid("index", error))?;
         ReleaseIndex::from_json(&json)

@@ -502,3 +502,165 @@ impl Reader<'_> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn canonical(text: &str) -> String {
+        String::from_utf8(Json::parse(text.as_bytes()).unwrap().to_canonical()).unwrap()
+    }
+
+    /// RFC 8785, sections 3.2.2 and 3.2.3, without its fractions.
+    #[test]
+    fn rfc_8785() {
+        assert_eq!(
+            canonical(
+                r#"{
+                  "numbers": [333333333, 4, 2, 0],
+                  "string": "\u20ac$\u000F\u000aA'\u0042\u0022\u005c\\\"\/",
+                  "literals": [null, true, false]
+                }"#
+            ),
+            r#"{"literals":[null,true,false],"numbers":[333333333,4,2,0],"string":"€$\u000f\nA'B\"\\\\\"/"}"#
+        );
+        let sorted = Json::parse(
+            br#"{
+              "\u20ac": "Euro Sign",
+              "\r": "Carriage Return",
+              "\ufb33": "Hebrew Letter Dalet With Dagesh",
+              "1": "One",
+              "\ud83d\ude00": "Emoji: Grinning Face",
+              "\u0080": "Control",
+              "\u00f6": "Latin Small Letter O With Diaeresis"
+            }"#,
+        )
+        .unwrap();
+        let order: Vec<_> = sorted
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(_, value)| value.as_text().unwrap())
+            .collect();
+        assert_eq!(
+            order,
+            [
+                "Carriage Return",
+                "One",
+                "Control",
+                "Latin Small Letter O With Diaeresis",
+                "Euro Sign",
+                "Emoji: Grinning Face",
+                "Hebrew Letter Dalet With Dagesh"
+            ]
+        );
+    }
+
+    #[test]
+    fn every_control_character_has_its_spelling() {
+        let all: String = ('\0'..=' ').collect();
+        let expected = concat!(
+            r#""\u0000\u0001\u0002\u0003\u0004\u0005\u0006\u0007\b\t\n\u000b\f\r\u000e\u000f"#,
+            r#"\u0010\u0011\u0012\u0013\u0014\u0015\u0016\u0017\u0018\u0019\u001a\u001b\u001c\u001d\u001e\u001f ""#,
+        );
+        let text = Json::Text(all);
+        assert_eq!(text.to_canonical(), expected.as_bytes());
+        assert_eq!(Json::parse(expected.as_bytes()), Ok(text));
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        let error = |text: &str| Json::parse_canonical(text.as_bytes()).unwrap_err();
+        assert_eq!(error(""), JsonError::Syntax(0));
+        assert_eq!(error("[1,]"), JsonError::Syntax(3));
+        assert_eq!(error("01"), JsonError::Syntax(0));
+        assert_eq!(error("nul"), JsonError::Syntax(0));
+        assert_eq!(error("\"\\x\""), JsonError::Syntax(2));
+        assert_eq!(error("\"a\u{1}\""), JsonError::Syntax(2));
+        assert_eq!(error("\"\\u12\""), JsonError::Syntax(3));
+        assert_eq!(error("\"\\u+123\""), JsonError::Syntax(3));
+        assert_eq!(error("\"\\ud800\""), JsonError::Surrogate(1));
+        assert_eq!(error("\"\\ud800\\u0041\""), JsonError::Surrogate(1));
+        assert_eq!(error("1.0"), JsonError::Number(0));
+        assert_eq!(error("-0"), JsonError::Number(0));
+        assert_eq!(error("9007199254740992"), JsonError::Number(0));
+        assert_eq!(error("[ 1]"), JsonError::NotCanonical(1));
+        assert_eq!(error("{\"b\":1,\"a\":2}"), JsonError::NotCanonical(2));
+        assert_eq!(
+            error("{\"a\":1,\"\\u0061\":2}"),
+            JsonError::Duplicate("a".into())
+        );
+        assert_eq!(error("[[[[[[[[[]]]]]]]]]"), JsonError::Nesting(8));
+        assert_eq!(
+            error("\"a\u{202e}b\""),
+            JsonError::Character("a\u{202e}b".into())
+        );
+        assert_eq!(error("\"\\n\""), JsonError::Character("\n".into()));
+        assert_eq!(
+            Json::parse_canonical(b"\"\xff\"").unwrap_err(),
+            JsonError::Utf8(1)
+        );
+        assert!(Json::parse_canonical(b"[[[[[[[[]]]]]]]]").is_ok());
+        assert_eq!(
+            Json::parse_canonical(b"9007199254740991"),
+            Ok(Json::Integer(INTEGER_MAX))
+        );
+    }
+
+    fn any_json() -> impl Strategy<Value = Json> {
+        // Unlike any::<String>(), with control characters.
+        let text = || {
+            prop::collection::vec(any::<char>(), 0..8)
+                .prop_map(|chars| chars.into_iter().collect::<String>())
+        };
+        let leaf = prop_oneof![
+            Just(Json::Null),
+            any::<bool>().prop_map(Json::Bool),
+            (0..=INTEGER_MAX).prop_map(Json::Integer),
+            text().prop_map(Json::Text),
+        ];
+        leaf.prop_recursive(7, 48, 6, move |inner| {
+            let members = prop::collection::vec((text(), inner.clone()), 0..6);
+            prop_oneof![
+                prop::collection::vec(inner, 0..6).prop_map(Json::Array),
+                members.prop_map(|members| {
+                    let mut object = Object::new();
+                    for (name, value) in members {
+                        object.insert(&name, value);
+                    }
+                    Json::Object(object)
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_the_same(value in any_json()) {
+            let bytes = value.to_canonical();
+            prop_assert_eq!(&Json::parse(&bytes), &Ok(value.clone()));
+            // serde_json agrees on what the text means.
+            let theirs: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            let again = serde_json::to_vec(&theirs).unwrap();
+            prop_assert_eq!(Json::parse(&again), Ok(value.clone()));
+            match (value.check(0), Json::parse_canonical(&bytes)) {
+                (Ok(()), Ok(read)) => prop_assert_eq!(read, value),
+                (Err(ours), Err(theirs)) => prop_assert_eq!(ours, theirs),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        #[test]
+        fn whatever_is_accepted_has_one_spelling(text in r#"[\[\]{}",:0-9a\\u \-.e]{0,24}"#) {
+            if let Ok(value) = Json::parse_canonical(text.as_bytes()) {
+                prop_assert_eq!(value.to_canonical(), text.as_bytes());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Json::parse_canonical(&bytes);
+        }
+    }
+}

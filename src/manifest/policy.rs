@@ -16,7 +16,7 @@ use toml::Spanned;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value};
 
 use super::keys::PublicKey;
-use super::name::{KeyId, NameError, PackageName, PackageVersion, check_part};
+use super::name::{KeyId, NameError, PackageName, PackageVersion, PackageVersionError, check_part};
 use super::time::parse_duration;
 use crate::durable;
 
@@ -133,16 +133,14 @@ impl FromStr for BlockedPackage {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = if text.contains('@') {
-            text.parse()
-                .map(BlockedPackage::Version)
-                .map_err(|error| error.to_string())
-        } else {
-            text.parse()
-                .map(BlockedPackage::Name)
-                .map_err(|error: NameError| error.to_string())
-        };
-        parsed
+        if text.contains('@') {
+            let package = text
+                .parse()
+                .map_err(|error: PackageVersionError| error.to_string())?;
+            return Ok(BlockedPackage::Version(package));
+        }
+        let name = text.parse().map_err(|error: NameError| error.to_string())?;
+        Ok(BlockedPackage::Name(name))
     }
 }
 
@@ -247,6 +245,10 @@ struct BlockedEntry {
 struct Lines<'a>(&'a str);
 
 impl Lines<'_> {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers hand over errors and texts alike"
+    )]
     fn error(&self, span: Range<usize>, message: impl ToString) -> PolicyError {
         let before = self.0.as_bytes().get(..span.start).unwrap_or_default();
         PolicyError::Syntax {
@@ -542,17 +544,23 @@ impl TrustPolicy {
         &mut self,
         edit: impl FnOnce(&mut DocumentMut) -> Option<()>,
     ) -> Result<bool, PolicyError> {
-        let text = if self.text.trim().is_empty() {
-            PREAMBLE
-        } else {
-            &self.text
+        let lines = Lines(&self.text);
+        let mut document: DocumentMut =
+            self.text.parse().map_err(|error: toml_edit::TomlError| {
+                lines.error(error.span().unwrap_or_default(), error.message())
+            })?;
+        // Comments without anything below them would end up at the end.
+        let head = match (document.is_empty(), self.text.trim()) {
+            (false, _) => String::new(),
+            (true, "") => format!("{PREAMBLE}\n"),
+            (true, comments) => {
+                let head = format!("{comments}\n\n");
+                document = DocumentMut::new();
+                head
+            }
         };
-        let lines = Lines(text);
-        let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-            lines.error(error.span().unwrap_or_default(), error.message())
-        })?;
         edit(&mut document).ok_or_else(|| lines.error(0..0, "not laid out as a trust policy"))?;
-        let changed = TrustPolicy::parse(&document.to_string())?;
+        let changed = TrustPolicy::parse(&format!("{head}{document}"))?;
         let differs = changed.rules != self.rules
             || changed.revoked != self.revoked
             || changed.blocked != self.blocked;

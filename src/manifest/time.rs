@@ -196,7 +196,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationSyntax> {
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     for (unit, letter) in [(86_400, 'd'), (3600, 'h'), (60, 'm')] {
-        if seconds > 0 && seconds % unit == 0 {
+        if seconds > 0 && seconds.is_multiple_of(unit) {
             return format!("{}{letter}", seconds / unit);
         }
     }

@@ -114,7 +114,7 @@ pub enum TrustError {
     #[error("{package} is known as manifest {seen}, and now comes as {got}")]
     OtherContent {
         /// Name and version.
-        package: PackageVersion,
+        package: Box<PackageVersion>,
         /// The manifest known.
         seen: ManifestId,
         /// The manifest that came.
@@ -389,7 +389,7 @@ impl TrustedIndex {
             None => Ok(Mention::Unlisted),
             Some(&id) if id == manifest.id() => Ok(Mention::Listed),
             Some(&seen) => Err(TrustError::OtherContent {
-                package: package.clone(),
+                package: Box::new(package.clone()),
                 seen,
                 got: manifest.id(),
             }),

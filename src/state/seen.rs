@@ -221,7 +221,7 @@ impl Package {
         let seen = *self.versions.entry(version.clone()).or_insert(id);
         if seen != id {
             return Err(TrustError::OtherContent {
-                package: PackageVersion::new(name.clone(), version.clone()),
+                package: Box::new(PackageVersion::new(name.clone(), version.clone())),
                 seen,
                 got: id,
             });

@@ -1,5 +1,8 @@
 //! What tests of every theme share.
 
+pub(crate) mod content;
+pub(crate) mod signed;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 

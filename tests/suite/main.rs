@@ -9,6 +9,10 @@
 mod common;
 
 mod catalog;
+mod envelope;
 mod fuzz_corpus;
+mod keys;
 mod registry;
+mod state;
+mod trust;
 mod unixfs;
