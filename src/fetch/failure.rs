@@ -1,7 +1,13 @@
 //! Why a block did not come, and the short memory of it.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::block::Digest;
 
@@ -81,5 +87,56 @@ impl FetchError {
             | FetchError::Refused { answers, .. } => &answers.0,
             FetchError::Closed => &[],
         }
+    }
+}
+
+/// Failures remembered; the oldest are forgotten first.
+const FAILURES_MAX: usize = 4096;
+
+/// How long a failure can be asked for by `why` after it has stopped answering readers.
+const EXPLAINED: Duration = Duration::from_secs(600);
+
+/// The last failures by digest.
+#[derive(Debug)]
+pub(super) struct Failures {
+    negative: Duration,
+    last: Mutex<LruCache<Digest, (Instant, FetchError)>>,
+}
+
+impl Failures {
+    pub(super) fn new(negative: Duration) -> Self {
+        let max = NonZeroUsize::new(FAILURES_MAX).unwrap_or(NonZeroUsize::MIN);
+        Failures {
+            negative,
+            last: Mutex::new(LruCache::new(max)),
+        }
+    }
+
+    pub(super) fn remember(&self, digest: Digest, error: FetchError) {
+        self.last.lock().put(digest, (Instant::now(), error));
+    }
+
+    pub(super) fn forget(&self, digest: &Digest) {
+        self.last.lock().pop(digest);
+    }
+
+    pub(super) fn forget_all(&self) {
+        self.last.lock().clear();
+    }
+
+    /// The failure that answers a reader at once, since the kernel asks each failed page again.
+    pub(super) fn fresh(&self, digest: &Digest) -> Option<FetchError> {
+        self.within(digest, self.negative)
+    }
+
+    /// The failure that explains.
+    pub(super) fn explain(&self, digest: &Digest) -> Option<FetchError> {
+        self.within(digest, EXPLAINED)
+    }
+
+    fn within(&self, digest: &Digest, age: Duration) -> Option<FetchError> {
+        let last = self.last.lock();
+        let (at, error) = last.peek(digest)?;
+        (at.elapsed() < age).then(|| error.clone())
     }
 }

@@ -68,13 +68,13 @@ impl BlockSource for Gateway {
             .client
             .get_watched(&url, &get, &|bytes| spill.progressed(bytes))
             .await
-            .map_err(broken)?;
+            .map_err(|error| broken(&error))?;
         judge(answer)
     }
 }
 
 /// Turns a failed request into what to do next.
-pub(super) fn broken(error: NetError) -> SourceError {
+fn broken(error: &NetError) -> SourceError {
     match error {
         NetError::Refused(_) | NetError::Url(_) => SourceError::refused(error.to_string()),
         NetError::Connect(_) | NetError::Slow(_) | NetError::Broken(_) | NetError::Redirects => {

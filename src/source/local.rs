@@ -300,10 +300,10 @@ mod tests {
     fn section(out: &mut Vec<u8>, codec: u8, bytes: &[u8]) {
         let mut len = 36 + bytes.len();
         while len >= 0x80 {
-            out.push(len as u8 | 0x80);
+            out.push(u8::try_from(len & 0x7f).unwrap() | 0x80);
             len >>= 7;
         }
-        out.push(len as u8);
+        out.push(u8::try_from(len).unwrap());
         out.extend([1, codec, 0x12, 0x20]);
         out.extend(Digest::of(bytes).as_bytes());
         out.extend(bytes);

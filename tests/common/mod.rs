@@ -1,6 +1,7 @@
 //! What tests of every theme share.
 
 pub(crate) mod content;
+pub(crate) mod hostile;
 pub(crate) mod signed;
 
 use std::io::Write as _;

@@ -1,0 +1,105 @@
+//! The memory tier: verified blocks that were just fetched, least recently used out first.
+//!
+//! It bridges the time until the store has a block, and serves what the store could not take. A plain LRU behind one
+//! lock, rather than a concurrent cache: the bound on bytes is exact at every moment, and a lookup is some 100 ns.
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::block::{Block, Digest};
+
+/// What an entry costs besides its bytes.
+const ENTRY_BYTES: u64 = 192;
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    bytes_max: u64,
+    blocks: Mutex<Blocks>,
+}
+
+#[derive(Debug)]
+struct Blocks {
+    bytes: u64,
+    by_digest: LruCache<Digest, Block>,
+}
+
+impl Memory {
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Memory {
+            bytes_max,
+            blocks: Mutex::new(Blocks {
+                bytes: 0,
+                by_digest: LruCache::unbounded(),
+            }),
+        }
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<Block> {
+        self.blocks.lock().by_digest.get(digest).cloned()
+    }
+
+    pub(super) fn put(&self, block: Block) {
+        let weight = weight(&block);
+        if weight > self.bytes_max {
+            return;
+        }
+        let mut blocks = self.blocks.lock();
+        if let Some(old) = blocks.by_digest.put(block.digest(), block) {
+            blocks.bytes -= self::weight(&old);
+        }
+        blocks.bytes += weight;
+        while blocks.bytes > self.bytes_max
+            && let Some((_, old)) = blocks.by_digest.pop_lru()
+        {
+            blocks.bytes -= self::weight(&old);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.blocks.lock().bytes
+    }
+
+    pub(super) fn clear(&self) {
+        let mut blocks = self.blocks.lock();
+        blocks.by_digest.clear();
+        blocks.bytes = 0;
+    }
+}
+
+fn weight(block: &Block) -> u64 {
+    block.bytes().len() as u64 + ENTRY_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn block(seed: u8, len: usize) -> Block {
+        Block::seal(Bytes::from(vec![seed; len]))
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_the_bound_is_exact() {
+        let memory = Memory::new(3 * (1000 + ENTRY_BYTES));
+        let [a, b, c, d] = [0, 1, 2, 3].map(|seed| block(seed, 1000));
+        for block in [&a, &b, &c] {
+            memory.put(block.clone());
+        }
+        assert!(memory.get(&a.digest()).is_some());
+        memory.put(d.clone());
+        assert!(memory.get(&b.digest()).is_none());
+        for block in [&a, &c, &d] {
+            assert!(memory.get(&block.digest()).is_some());
+        }
+        assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
+        memory.put(d);
+        assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
+        memory.put(block(9, 4000));
+        assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
+        memory.clear();
+        assert_eq!(memory.bytes(), 0);
+        assert!(memory.get(&a.digest()).is_none());
+    }
+}

@@ -1,0 +1,491 @@
+//! One source with what is known of it, and the queue before it.
+//!
+//! A source has a number of places at once, which moves like TCP's window: up while full use costs no time, halved when
+//! the source says that it has too much to do. Who finds none free waits in line, foreground before prefetch before
+//! warming, and the lower classes always leave some places free, so that a reader finds one. The limit is of this source
+//! only: wants that hang at a dead one take nothing from the others.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Priority;
+use super::report::SourceReport;
+use super::times::{Times, UNKNOWN};
+use crate::source::BlockSource;
+
+/// Places that a source can grow to.
+const LIMIT_MAX: usize = 64;
+
+/// The first ban of a liar; each further one is ten times as long, up to [`BAN_MAX`]. A flipped bit costs seconds.
+const BAN: Duration = Duration::from_secs(2);
+const BAN_MAX: Duration = Duration::from_secs(3600);
+
+/// The rest after failures in a row: from the second one, doubling, up to [`REST_MAX`].
+const REST: Duration = Duration::from_millis(200);
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// How long a source that refused is left alone.
+const REFUSED: Duration = Duration::from_secs(300);
+
+/// Weight of one answer in the rate of hits.
+const HIT_WEIGHT: f64 = 1.0 / 16.0;
+
+/// A source with hits rarer than this is not ranked even lower.
+const HIT_MIN: f64 = 0.05;
+
+/// The cost of a source that is asked only when there is nobody else.
+const COST_MAX: Duration = Duration::from_secs(3600);
+
+/// A source and its desk. The desk outlives a change of the list of sources.
+pub(super) struct Ranked {
+    pub(super) source: Arc<dyn BlockSource>,
+    pub(super) desk: Arc<Desk>,
+}
+
+/// Whether a source can be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Readiness {
+    /// Yes; an answer is expected after so long.
+    Ready(Duration),
+    /// Not before this moment.
+    Resting { until: Instant, lied: bool },
+    /// It refused.
+    Refused { said: String },
+}
+
+/// The places, the queue and the records of a source.
+pub(super) struct Desk {
+    state: Mutex<State>,
+}
+
+struct State {
+    limit: usize,
+    /// Successes since the limit last moved, while all places were taken.
+    full: usize,
+    next: u64,
+    working: Vec<(u64, Instant)>,
+    queues: [VecDeque<oneshot::Sender<Slot>>; 3],
+    times: Times,
+    hit: f64,
+    /// Whether its last answer was right or an honest no.
+    proven: bool,
+    asked: bool,
+    failures_in_row: u32,
+    /// Failures, overloads and lies of attempts that began before this are of one event, and count once.
+    counted: Option<Instant>,
+    resting: Option<Rest>,
+    strikes: u32,
+    blocks: u64,
+    bytes: u64,
+    missing: u64,
+    failures: u64,
+    beaten: u64,
+    lies: u64,
+    last_error: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Rest {
+    until: Instant,
+    why: Why,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Why {
+    Overloaded,
+    Failing,
+    Lied,
+    Refused(String),
+}
+
+/// What became of an attempt.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Delivered,
+    Missing { said: String },
+    Failed { said: String },
+    Overloaded { said: String, wait: Duration },
+    Refused { said: String },
+    Lied { said: String, condemned: bool },
+}
+
+impl Ranked {
+    /// Gives the source the desk it had, or a new one.
+    pub(super) fn new(source: Arc<dyn BlockSource>, before: &[Arc<Ranked>]) -> Self {
+        let known = before
+            .iter()
+            .find(|old| old.source.name() == source.name() && old.source.kind() == source.kind());
+        let desk = match known {
+            Some(old) => Arc::clone(&old.desk),
+            None => Arc::new(Desk::new(source.parallel())),
+        };
+        desk.pardon();
+        Ranked { source, desk }
+    }
+
+    pub(super) fn report(&self, now: Instant) -> SourceReport {
+        let state = self.desk.state.lock();
+        SourceReport {
+            name: self.source.name().to_owned(),
+            kind: self.source.kind(),
+            blocks: state.blocks,
+            bytes: state.bytes,
+            missing: state.missing,
+            failures: state.failures,
+            beaten: state.beaten,
+            lies: state.lies,
+            in_flight: state.working.len(),
+            queued: state.queues.iter().map(VecDeque::len).sum(),
+            limit: state.limit,
+            usual: state.times.mean(u32::MAX),
+            resting: state
+                .resting
+                .as_ref()
+                .map(|rest| rest.until.saturating_duration_since(now))
+                .filter(|left| !left.is_zero()),
+            last_error: state.last_error.clone(),
+        }
+    }
+}
+
+impl Desk {
+    pub(super) fn new(parallel: usize) -> Self {
+        Desk {
+            state: Mutex::new(State {
+                limit: parallel.clamp(1, LIMIT_MAX),
+                full: 0,
+                next: 0,
+                working: Vec::new(),
+                queues: Default::default(),
+                times: Times::default(),
+                hit: 1.0,
+                proven: false,
+                asked: false,
+                failures_in_row: 0,
+                counted: None,
+                resting: None,
+                strikes: 0,
+                blocks: 0,
+                bytes: 0,
+                missing: 0,
+                failures: 0,
+                beaten: 0,
+                lies: 0,
+                last_error: None,
+            }),
+        }
+    }
+
+    /// Forgets a refusal: the configuration may have changed.
+    fn pardon(&self) {
+        let mut state = self.state.lock();
+        if matches!(
+            &state.resting,
+            Some(Rest {
+                why: Why::Refused(_),
+                ..
+            })
+        ) {
+            state.resting = None;
+        }
+    }
+
+    pub(super) fn proven(&self) -> bool {
+        self.state.lock().proven
+    }
+
+    pub(super) fn late(&self, len: u32) -> Duration {
+        self.state.lock().times.late(len)
+    }
+
+    /// Judges whether it can be asked for `len` bytes. `probe`: others are proven, so an unproven one gets one want.
+    pub(super) fn readiness(&self, len: u32, probe: bool, now: Instant) -> Readiness {
+        let mut state = self.state.lock();
+        if let Some(rest) = &state.resting {
+            if now < rest.until {
+                return match &rest.why {
+                    Why::Refused(said) => Readiness::Refused { said: said.clone() },
+                    why => Readiness::Resting {
+                        until: rest.until,
+                        lied: *why == Why::Lied,
+                    },
+                };
+            }
+            state.resting = None;
+        }
+        let mut time = match state.times.mean(len) {
+            Some(mean) => mean,
+            // Let it show what it can, once.
+            None if !state.asked || !probe => Duration::from_millis(1),
+            None => UNKNOWN,
+        };
+        // Judge one that is stuck by its oldest want, not by its past.
+        if let Some(age) = state.working.iter().map(|(_, began)| now - *began).max()
+            && age > state.times.late(len)
+        {
+            time = time.max(age);
+        }
+        if probe && !state.proven && !state.working.is_empty() {
+            return Readiness::Ready(COST_MAX);
+        }
+        let limit = state.effective(probe);
+        let queued: usize = state.queues.iter().map(VecDeque::len).sum();
+        let load = (state.working.len() + queued) as f64 / limit as f64;
+        let cost = time.as_secs_f64() * (1.0 + load) / state.hit.max(HIT_MIN);
+        Readiness::Ready(Duration::from_secs_f64(cost).min(COST_MAX))
+    }
+
+    /// Takes a place if one is free for this class.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        class: Priority,
+        probe: bool,
+        now: Instant,
+    ) -> Option<Slot> {
+        let mut state = self.state.lock();
+        let returned = state.dispatch(self, now);
+        let ahead = state.queues[..=class as usize]
+            .iter()
+            .any(|queue| !queue.is_empty());
+        let slot = (!ahead && state.free(class, probe)).then(|| state.open(self, now));
+        drop(state);
+        drop(returned);
+        slot
+    }
+
+    /// Calls who is next in line, if there are places.
+    pub(super) fn call(self: &Arc<Self>) {
+        let returned = self.state.lock().dispatch(self, Instant::now());
+        drop(returned);
+    }
+
+    /// Waits in line for a place.
+    pub(super) fn queue(&self, class: Priority) -> oneshot::Receiver<Slot> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.lock();
+        let queue = &mut state.queues[class as usize];
+        // Who left the line is taken out when the line grows, so that it is never longer than twice its waiters.
+        if queue.len() >= 64 && queue.len().is_power_of_two() {
+            queue.retain(|waiter| !waiter.is_closed());
+        }
+        queue.push_back(sender);
+        receiver
+    }
+
+    /// Ends an attempt: records what became of it, frees the place and calls who is next.
+    fn close(self: &Arc<Self>, slot: &Slot, len: u32, outcome: Option<Outcome>) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.working.retain(|(id, _)| *id != slot.id);
+        if slot.asked {
+            state.record(slot.began, len, outcome, now);
+        }
+        let returned = state.dispatch(self, now);
+        drop(state);
+        drop(returned);
+    }
+}
+
+impl State {
+    /// A failing source is tried with one want until it answers again; so is an unproven one while others are proven.
+    fn effective(&self, probe: bool) -> usize {
+        if self.failures_in_row >= 2
+            || (self.strikes > 0 && !self.proven)
+            || (probe && !self.proven)
+        {
+            1
+        } else {
+            self.limit
+        }
+    }
+
+    fn free(&self, class: Priority, probe: bool) -> bool {
+        let limit = self.effective(probe);
+        let usable = match class {
+            Priority::Foreground => limit,
+            Priority::Prefetch => limit - limit / 4,
+            Priority::Warm => limit - limit / 2,
+        };
+        self.working.len() < usable.max(1)
+    }
+
+    /// Calls who is next while there are places. Returns the slots whose waiters left at that moment: they close
+    /// themselves when dropped, which must not happen under the lock.
+    fn dispatch(&mut self, desk: &Arc<Desk>, now: Instant) -> Vec<Slot> {
+        let mut returned = Vec::new();
+        if self.resting.as_ref().is_some_and(|rest| now < rest.until) {
+            return returned;
+        }
+        for class in [Priority::Foreground, Priority::Prefetch, Priority::Warm] {
+            while self.free(class, false)
+                && let Some(waiter) = self.queues[class as usize].pop_front()
+            {
+                if !waiter.is_closed() {
+                    let slot = self.open(desk, now);
+                    returned.extend(waiter.send(slot).err());
+                }
+            }
+            // Nobody overtakes a waiter of a higher class; who has left the line does not count.
+            if !self.queues[class as usize].is_empty() {
+                break;
+            }
+        }
+        for queue in &mut self.queues {
+            while queue.front().is_some_and(oneshot::Sender::is_closed) {
+                queue.pop_front();
+            }
+        }
+        returned
+    }
+
+    fn open(&mut self, desk: &Arc<Desk>, now: Instant) -> Slot {
+        let id = self.next;
+        self.next += 1;
+        self.working.push((id, now));
+        Slot {
+            desk: Arc::clone(desk),
+            id,
+            began: now,
+            len: 0,
+            asked: false,
+            closed: false,
+        }
+    }
+
+    fn record(&mut self, began: Instant, len: u32, outcome: Option<Outcome>, now: Instant) {
+        self.asked = true;
+        let took = now - began;
+        let first = self.counted.is_none_or(|counted| began >= counted);
+        let Some(outcome) = outcome else {
+            self.beaten += 1;
+            self.times.at_least(len, took);
+            self.hit -= self.hit * HIT_WEIGHT;
+            return;
+        };
+        match outcome {
+            Outcome::Delivered => {
+                self.blocks += 1;
+                self.bytes += u64::from(len);
+                self.times.sample(len, took);
+                self.hit += (1.0 - self.hit) * HIT_WEIGHT;
+                self.proven = true;
+                self.failures_in_row = 0;
+                self.grow(len);
+                return;
+            }
+            Outcome::Missing { .. } => {
+                self.missing += 1;
+                self.hit -= self.hit * HIT_WEIGHT;
+                self.failures_in_row = 0;
+                return;
+            }
+            Outcome::Failed { said } => {
+                self.failures += 1;
+                self.hit -= self.hit * HIT_WEIGHT;
+                self.last_error = Some(said);
+                if !first {
+                    return;
+                }
+                self.failures_in_row = self.failures_in_row.saturating_add(1);
+                if self.failures_in_row >= 2 {
+                    self.proven = false;
+                    let rest = REST * 2_u32.saturating_pow((self.failures_in_row - 2).min(16));
+                    self.rest(now + rest.min(REST_MAX), Why::Failing);
+                }
+            }
+            Outcome::Overloaded { said, wait } => {
+                self.failures += 1;
+                self.last_error = Some(said);
+                if !first {
+                    return;
+                }
+                self.limit = (self.limit / 2).max(1);
+                self.full = 0;
+                self.rest(now + wait, Why::Overloaded);
+            }
+            Outcome::Refused { said } => {
+                self.failures += 1;
+                self.proven = false;
+                self.last_error = Some(said.clone());
+                self.rest(now + REFUSED, Why::Refused(said));
+            }
+            Outcome::Lied { said, condemned } => {
+                self.lies += 1;
+                self.hit -= self.hit * HIT_WEIGHT;
+                self.last_error = Some(said);
+                if !condemned || !first {
+                    return;
+                }
+                self.proven = false;
+                let ban = BAN * 10_u32.saturating_pow(self.strikes.min(8));
+                self.strikes = self.strikes.saturating_add(1);
+                self.rest(now + ban.min(BAN_MAX), Why::Lied);
+            }
+        }
+        self.counted = Some(now);
+    }
+
+    /// Rests until a moment, unless it rests longer already.
+    fn rest(&mut self, until: Instant, why: Why) {
+        if self.resting.as_ref().is_none_or(|rest| rest.until < until) {
+            self.resting = Some(Rest { until, why });
+        }
+    }
+
+    /// One place more after as many successes as there are places, all taken; unless full use makes each answer slower,
+    /// for then the source, or the line to it, is busy already.
+    fn grow(&mut self, len: u32) {
+        if self.working.len() + 1 < self.limit || self.times.crowded(len) {
+            return;
+        }
+        self.full += 1;
+        if self.full >= self.limit {
+            self.full = 0;
+            self.limit = (self.limit + 1).min(LIMIT_MAX);
+        }
+    }
+}
+
+/// A place at a source's desk. Dropping it unfinished says that the source was beaten, or given up.
+pub(super) struct Slot {
+    desk: Arc<Desk>,
+    id: u64,
+    began: Instant,
+    len: u32,
+    asked: bool,
+    closed: bool,
+}
+
+impl Slot {
+    pub(super) fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
+    /// Says that the source is being asked for `len` bytes from now on.
+    pub(super) fn asking(&mut self, len: u32) {
+        self.asked = true;
+        self.len = len;
+        self.began = Instant::now();
+    }
+
+    pub(super) fn finish(mut self, outcome: Outcome) {
+        self.closed = true;
+        let desk = Arc::clone(&self.desk);
+        desk.close(&self, self.len, Some(outcome));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.closed = true;
+            let desk = Arc::clone(&self.desk);
+            desk.close(self, self.len, None);
+        }
+    }
+}
