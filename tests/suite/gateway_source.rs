@@ -25,8 +25,10 @@ fn gateway(server: &Hostile) -> Arc<dyn BlockSource> {
 }
 
 fn block(seed: u8, len: usize) -> Bytes {
-    (0..len)
-        .map(|i| (i as u8).wrapping_mul(31) ^ seed ^ (i >> 8) as u8)
+    let pattern = (0..=250_u8).cycle();
+    pattern
+        .map(|byte| byte.wrapping_mul(31) ^ seed)
+        .take(len)
         .collect()
 }
 
