@@ -117,6 +117,21 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> io::Result<(
     write(path, &bytes, 0o600)
 }
 
+/// Removes what writes that a crash cut short left in a directory. Only for its one owner, before it writes.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if text.starts_with('.') && text.ends_with(".tmp") {
+            fs::remove_file(dir.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Syncs a directory, so that the names in it are durable.
 ///
 /// # Errors

@@ -5,9 +5,9 @@
 //! wiped when dropped.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -408,7 +408,13 @@ fn io_error(path: &Path, error: io::Error) -> KeyError {
 }
 
 fn read_text(path: &Path, allowed: impl Fn(u32) -> bool) -> Result<String, KeyError> {
-    let mut file = File::open(path).map_err(|error| match error.kind() {
+    // A FIFO would otherwise wait for a writer before it can be refused.
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path);
+    let mut file = opened.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KeyError::NotFound(path.to_owned()),
         _ => io_error(path, error),
     })?;
@@ -426,8 +432,8 @@ fn read_text(path: &Path, allowed: impl Fn(u32) -> bool) -> Result<String, KeyEr
     if metadata.size() > KEY_FILE_BYTES_MAX {
         return Err(KeyError::Syntax("the file is too large for a key"));
     }
-    // Reserved in full, so that no copy of a secret is left behind by growing.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(65_536 + 1));
+    // Reserved in full (64 KiB), so that no copy of a secret is left behind by growing.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(1 << 16));
     Read::by_ref(&mut file)
         .take(KEY_FILE_BYTES_MAX)
         .read_to_end(&mut bytes)

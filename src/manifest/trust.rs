@@ -492,11 +492,13 @@ impl TrustPolicy {
             .rule_for(name)
             .ok_or_else(|| TrustError::NoRule(name.clone()))?;
         let payload = envelope.unverified().payload();
+        // Once, not for each signature: a stranger chooses how many there are.
+        let keys: Vec<_> = rule.keys.iter().map(|key| (key.id(), key)).collect();
         let mut signers = Vec::new();
         let mut revoked = None;
         // The signatures have distinct key ids, so each key counts once.
         for signature in envelope.signatures() {
-            let Some(key) = rule.keys.iter().find(|key| key.id() == signature.key) else {
+            let Some((_, key)) = keys.iter().find(|(id, _)| *id == signature.key) else {
                 continue;
             };
             if !key.verifies(&payload, &signature.bytes) {

@@ -129,6 +129,7 @@ impl State {
         durable::create_dir(dir).map_err(|error| StateError::io(dir, error))?;
         let lock = Lock::take(dir)?;
         let created = check_version(dir)?;
+        durable::sweep(dir).map_err(|error| StateError::io(dir, error))?;
         let journal = dir.join("journal");
         durable::create_dir(&journal).map_err(|error| StateError::io(&journal, error))?;
         Ok(State {

@@ -78,7 +78,9 @@ struct Inner {
 
 impl Seen {
     pub(super) fn open(dir: PathBuf) -> Result<Seen, StateError> {
-        durable::create_dir(&dir).map_err(|error| StateError::io(&dir, error))?;
+        durable::create_dir(&dir)
+            .and_then(|()| durable::sweep(&dir))
+            .map_err(|error| StateError::io(&dir, error))?;
         let mut packages = HashMap::new();
         let mut firsts = HashMap::new();
         for entry in fs::read_dir(&dir).map_err(|error| StateError::io(&dir, error))? {
@@ -89,7 +91,7 @@ impl Seen {
                 .to_str()
                 .and_then(|name| name.strip_suffix(".json"))
                 .and_then(|name| name.replace('@', "/").parse::<PackageName>().ok());
-            // What is left of a write that a crash cut short begins with a dot and is no name.
+            // Nothing else belongs here, and nothing else is touched.
             let Some(name) = name else { continue };
             firsts.insert(name.first().to_owned(), name.clone());
             packages.insert(name, None);

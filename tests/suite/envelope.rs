@@ -153,6 +153,21 @@ fn assert_golden(file: &str, bytes: &[u8]) {
     );
 }
 
+/// The example of the documentation is what the code reads.
+#[test]
+fn the_documented_manifest_is_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats/manifest.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let example: String = text
+        .lines()
+        .skip_while(|line| !line.starts_with("    {"))
+        .take_while(|line| line.starts_with("    "))
+        .map(str::trim)
+        .collect();
+    let manifest = Manifest::parse(example.as_bytes()).unwrap();
+    assert_eq!(manifest.package.to_string(), "hello@1.0.0");
+}
+
 #[test]
 fn every_field_comes_back() {
     let mut provenance = Object::new();

@@ -200,6 +200,12 @@ fn key_files_are_private_and_never_overwritten() {
             .contains("regular")
     );
 
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    let error = refused(PrivateKey::read(&fifo, no_password));
+    assert!(error.to_string().contains("regular"), "{error}");
+    fs::remove_file(fifo).unwrap();
+
     let public = dir.path().join("a.pub.pem");
     key(1).public().write(&public).unwrap();
     assert_eq!(PublicKey::read(&public).unwrap(), key(1).public());

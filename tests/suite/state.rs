@@ -75,6 +75,8 @@ fn an_unknown_version_is_refused_and_left_alone() {
     // A crash before VERSION had its name leaves only this.
     fs::write(other.path().join(".VERSION.1-1.tmp"), "mani").unwrap();
     assert!(open(other.path()).was_created());
+    let left = names(other.path());
+    assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
 }
 
 fn names(dir: &Path) -> Vec<String> {

@@ -462,3 +462,24 @@ fn a_file_that_everybody_can_write_is_refused() {
     assert!(matches!(edited, Err(PolicyError::Syntax { line: 1, .. })));
     assert_eq!(fs::read_to_string(&path).unwrap(), "rule = 1\n");
 }
+
+/// The examples of the documentation are what the code reads.
+#[test]
+fn the_documented_file_is_a_policy() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/trust.md");
+    let text = fs::read_to_string(path).unwrap();
+    let example: Vec<&str> = text
+        .lines()
+        .skip_while(|line| !line.starts_with("    [[rule]]"))
+        .take_while(|line| line.is_empty() || line.starts_with("    "))
+        .collect();
+    let policy = TrustPolicy::parse(&example.join("\n")).unwrap();
+    let rule = policy.rule_for(&name("acme/tool")).unwrap();
+    assert_eq!(
+        (rule.keys.len(), rule.threshold, rule.links),
+        (2, 2, Links::Any)
+    );
+    assert_eq!(rule.max_age, Some(Duration::from_secs(30 * 86_400)));
+    assert_eq!(policy.revoked().len(), 1);
+    assert_eq!(policy.blocked().len(), 1);
+}
