@@ -144,16 +144,6 @@ impl State {
         })
     }
 
-    /// Returns the process that holds the lock of a state directory, without taking it; `None` when it is free.
-    /// The inner `None` is a holder that has not yet written its number.
-    pub fn holder(dir: &Path) -> Option<Option<u32>> {
-        let file = File::open(dir.join("lock")).ok()?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
-            Ok(()) => None,
-            Err(_) => Some(read_pid(&file)),
-        }
-    }
-
     /// Returns whether this call of [`State::open`] made the directory anew. Beside an existing `store/` that means
     /// that the state was lost: what was seen, the inode numbers, the pins; the caller says so.
     pub fn was_created(&self) -> bool {
