@@ -4,6 +4,7 @@
 //! old content or the new (`durable`). One process owns the directory: [`State::open`] takes a lock that lasts as
 //! long as the value. A directory of an unknown version is refused and never wiped.
 
+mod numbers;
 mod pins;
 mod published;
 mod seen;
@@ -15,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use crate::durable;
+pub use numbers::Numbers;
 pub use pins::{Pin, Pins};
 pub use published::Published;
 pub use seen::{Seen, SeenError};
@@ -114,7 +116,9 @@ pub struct State {
     seen: Seen,
     slots: Slots,
     pins: Pins,
+    numbers: Numbers,
     published: Published,
+    listed: Published,
     journal: PathBuf,
     // Last, so that it is let go last.
     _lock: Lock,
@@ -137,7 +141,9 @@ impl State {
             seen: Seen::open(dir.join("seen"))?,
             slots: Slots::open(dir.join("slots"))?,
             pins: Pins::open(dir.join("pins.json"))?,
+            numbers: Numbers::open(dir.join("numbers.json"))?,
             published: Published::open(dir.join("published"))?,
+            listed: Published::open(dir.join("listed"))?,
             journal,
             dir: dir.to_owned(),
             _lock: lock,
@@ -173,6 +179,16 @@ impl State {
     /// Returns the envelopes of what this home published.
     pub fn published(&self) -> &Published {
         &self.published
+    }
+
+    /// Returns the numbers of scopes and package names: the lower halves of their inodes.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Returns the envelopes of what is listed, as received: a registry that forgets changes nothing.
+    pub fn listed(&self) -> &Published {
+        &self.listed
     }
 
     /// Returns the directory of the publish journal.

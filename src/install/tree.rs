@@ -1,0 +1,113 @@
+//! The catalog of an installed version, read by position through verified blocks and a bounded cache.
+
+use std::sync::Arc;
+
+use crate::block::{BLOCK_BYTES, BlockRef, Digest, FileRef};
+use crate::catalog::{Catalog, CatalogError, ReadAt, ReadError};
+use crate::manifest::Manifest;
+use crate::source::{TreePlace, Want};
+use crate::store::{ReadOutcome, Store, Wait};
+
+use super::Listed;
+use super::pages::PageCache;
+
+/// Where a mirror keeps the catalog, below the tree's own directory.
+const CATALOG_PATH: &[u8] = b".manifs/catalog";
+
+/// The tree of an installed version.
+pub type Tree = Catalog<StoredCatalog>;
+
+/// Returns a manifest's catalog as a file: what the store knows it by.
+pub fn catalog_file(manifest: &Manifest) -> FileRef {
+    let catalog = &manifest.catalog;
+    catalog.file()
+}
+
+/// A catalog's bytes in the store.
+pub struct StoredCatalog {
+    store: Arc<Store>,
+    pages: Arc<PageCache>,
+    file: FileRef,
+    blocks: Arc<[Digest]>,
+}
+
+impl StoredCatalog {
+    pub(super) fn new(store: Arc<Store>, pages: Arc<PageCache>, manifest: &Manifest) -> Self {
+        StoredCatalog {
+            store,
+            pages,
+            file: catalog_file(manifest),
+            blocks: manifest.catalog.blocks.clone().into(),
+        }
+    }
+
+    pub(super) fn file(&self) -> FileRef {
+        self.file
+    }
+
+    /// Returns block `index`, if there is one.
+    pub(super) fn block(&self, index: u64) -> Option<BlockRef> {
+        let digest = *self.blocks.get(usize::try_from(index).ok()?)?;
+        Some(BlockRef {
+            file: self.file,
+            index,
+            digest,
+        })
+    }
+
+    /// Reads a span of one block; the block has to be verified and here.
+    fn read_block(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let index = offset / BLOCK_BYTES;
+        let missing = || ReadError::Missing { block: index };
+        let block = self.block(index).ok_or_else(missing)?;
+        let within = u32::try_from(offset % BLOCK_BYTES).map_err(|_| missing())?;
+        match self.store.read_verified(&block, within, buffer, Wait::Yes) {
+            ReadOutcome::Done => Ok(()),
+            ReadOutcome::Unverified | ReadOutcome::Missing | ReadOutcome::WouldBlock => {
+                Err(missing())
+            }
+        }
+    }
+}
+
+impl ReadAt for StoredCatalog {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
+        self.pages.read(self.file, offset, buffer, |start, page| {
+            self.read_block(start, page)
+        })
+    }
+}
+
+/// Returns what to ask for to get a block of a catalog.
+pub(super) fn catalog_want(version: &Listed, block: BlockRef) -> Want {
+    let place = TreePlace {
+        tree: version.package().tree_name().into(),
+        path: CATALOG_PATH.into(),
+        offset: block.index * BLOCK_BYTES,
+    };
+    Want {
+        block,
+        place: Some(place),
+    }
+}
+
+/// Returns what to ask for to get a block of the file in `row`.
+///
+/// # Errors
+/// [`CatalogError`] when the file's path cannot be read from the catalog.
+pub fn want_of(
+    version: &Listed,
+    tree: &Tree,
+    row: u32,
+    block: BlockRef,
+) -> Result<Want, CatalogError> {
+    let place = TreePlace {
+        tree: version.package().tree_name().into(),
+        path: tree.path(row)?.into(),
+        offset: block.index * BLOCK_BYTES,
+    };
+    Ok(Want {
+        block,
+        place: Some(place),
+    })
+}
