@@ -1,1 +1,2 @@
 //! What is served to others: the gateway and the control socket.
+pub mod control;

@@ -1,0 +1,14 @@
+//! The control socket: commands ask the daemon of their home.
+//!
+//! A connection carries one request, with descriptors if it needs any, and a stream of events back. A command that finds
+//! no daemon runs the same [`Handler`] in its own process, over a socket pair, so there is one way to do each thing.
+
+mod client;
+mod message;
+mod server;
+mod wire;
+
+pub use client::{Client, ClientError, Reply};
+pub use message::*;
+pub use server::{Handler, Peer, Replies, serve, serve_connection};
+pub use wire::FRAME_BYTES_MAX;
