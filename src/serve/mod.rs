@@ -1,2 +1,4 @@
 //! What is served to others: the gateway and the control socket.
+
 pub mod control;
+pub mod gateway;

@@ -26,12 +26,20 @@ const V2_HEAD_BYTES: u64 = 51;
 
 /// Returns the header of a version 1 file; readers take at most [`ROOTS_MAX`] roots.
 pub fn header(roots: &[Cid]) -> Vec<u8> {
+    header_of(roots.iter().map(Cid::to_bytes))
+}
+
+/// As [`header`], for roots of any kind in their binary form.
+pub(crate) fn header_of(roots: impl ExactSizeIterator<Item = impl AsRef<[u8]>>) -> Vec<u8> {
     let mut body = b"\xa2\x65roots".to_vec();
     push_cbor(&mut body, 4, roots.len() as u64);
     for root in roots {
+        let root = root.as_ref();
         // Tag 42, a byte string that begins with a zero byte.
-        body.extend_from_slice(&[0xd8, 0x2a, 0x58, 37, 0x00]);
-        body.extend_from_slice(&root.to_bytes());
+        body.extend_from_slice(&[0xd8, 0x2a]);
+        push_cbor(&mut body, 2, root.len() as u64 + 1);
+        body.push(0x00);
+        body.extend_from_slice(root);
     }
     body.extend_from_slice(b"\x67version\x01");
     let mut out = Vec::with_capacity(body.len() + 2);
@@ -49,9 +57,14 @@ pub fn section(cid: &Cid, bytes: &[u8]) -> Vec<u8> {
 
 /// Returns what stands before a block of `len` bytes, for streaming without a copy.
 pub fn section_head(cid: &Cid, len: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(Cid::BYTES + 10);
-    varint::push(&mut out, Cid::BYTES as u64 + len as u64);
-    out.extend_from_slice(&cid.to_bytes());
+    section_head_of(&cid.to_bytes(), len)
+}
+
+/// As [`section_head`], for a CID of any kind in its binary form.
+pub(crate) fn section_head_of(cid: &[u8], len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(cid.len() + 10);
+    varint::push(&mut out, cid.len() as u64 + len as u64);
+    out.extend_from_slice(cid);
     out
 }
 

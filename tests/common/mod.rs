@@ -3,6 +3,7 @@
 pub(crate) mod content;
 pub(crate) mod hostile;
 pub(crate) mod signed;
+pub(crate) mod trees;
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -11,6 +11,7 @@ mod common;
 mod catalog;
 mod envelope;
 mod fuzz_corpus;
+mod gateway_server;
 mod gateway_source;
 mod keys;
 mod registry;
