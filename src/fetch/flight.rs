@@ -32,8 +32,12 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// The wait before a source that failed is asked again for the same block; doubles each time.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// How often a flight that waits in line looks whether another source has become the better one.
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// When a flight that waits in line looks whether another source has become the better one; doubles up to the second.
+const LOOK_AGAIN: Duration = Duration::from_millis(30);
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(480);
+
+/// How long a source that has not proven itself is waited for when another has, and would long have answered.
+const UNPROVEN: Duration = Duration::from_millis(100);
 
 /// How far a flight is.
 #[derive(Clone, Debug)]
@@ -136,6 +140,49 @@ struct Tried {
     again: Option<Instant>,
 }
 
+/// When to ask a second source.
+#[derive(Clone, Copy)]
+struct Hedge {
+    /// From now on if the other one is proven, and quick enough to have answered twice by now.
+    early: Instant,
+    /// From now on in any case.
+    at: Instant,
+}
+
+impl Hedge {
+    fn at(at: Instant) -> Self {
+        Hedge { early: at, at }
+    }
+
+    fn after(desk: &Desk, len: u32, now: Instant) -> Self {
+        let (late, known) = desk.late(len);
+        let early = if known { late } else { late.min(UNPROVEN) };
+        Hedge {
+            early: now + early,
+            at: now + late,
+        }
+    }
+}
+
+/// Whether an attempt is a second one in parallel.
+#[derive(Clone, Copy, PartialEq)]
+enum Hedging {
+    No,
+    /// Only at a source that is proven and quick.
+    Early,
+    Yes,
+}
+
+impl Hedging {
+    fn of(hedging: bool, early: bool) -> Self {
+        match (hedging, early) {
+            (false, _) => Hedging::No,
+            (true, true) => Hedging::Early,
+            (true, false) => Hedging::Yes,
+        }
+    }
+}
+
 enum Pick {
     Start(Arc<Ranked>, Slot),
     Line(Arc<Ranked>, oneshot::Receiver<Slot>),
@@ -186,7 +233,10 @@ impl Pilot<'_> {
         let mut running = FuturesUnordered::new();
         let mut line: Option<(Arc<Ranked>, oneshot::Receiver<Slot>)> = None;
         // When a second source is asked although the first is still at it.
-        let mut hedge: Option<Instant> = None;
+        let mut hedge: Option<Hedge> = None;
+        let mut patience = LOOK_AGAIN;
+        // When to look whether another line is the better one, or a source has rested.
+        let mut look: Option<Instant> = None;
         let mut replace = false;
         let mut wake = Instant::now();
         let mut alarm = pin!(sleep_until(wake));
@@ -197,19 +247,27 @@ impl Pilot<'_> {
                 return Err(self.late());
             }
             let hedging = !running.is_empty() && !replace;
-            let due = hedge.is_some_and(|at| now >= at);
-            let mut look = None;
+            let due = hedge.is_some_and(|hedge| now >= hedge.early);
+            let early = line.is_none() && hedge.is_some_and(|hedge| now < hedge.at);
+            let waiting = line.is_some();
+            let due = if waiting {
+                look.is_some_and(|at| now >= at)
+            } else {
+                due
+            };
             if running.is_empty() || replace || due {
                 replace = false;
-                match self.pick(len, hedging, line.take(), now) {
+                look = None;
+                match self.pick(len, Hedging::of(hedging, early), line.take(), now) {
                     Pick::Start(ranked, slot) => {
-                        hedge = Some(now + ranked.desk.late(len));
+                        hedge = Some(Hedge::after(&ranked.desk, len, now));
                         running.push(self.attempt(ranked, slot, hedging));
                         continue;
                     }
                     Pick::Line(ranked, receiver) => {
                         line = Some((ranked, receiver));
-                        look = Some(now + LOOK_AGAIN);
+                        look = Some(now + patience);
+                        patience = (patience * 2).min(LOOK_AGAIN_MAX);
                     }
                     Pick::Later(at) if running.is_empty() => {
                         if at >= deadline {
@@ -218,10 +276,15 @@ impl Pilot<'_> {
                         look = Some(at);
                     }
                     Pick::Nobody if running.is_empty() => return Err(self.fail()),
-                    Pick::Later(_) | Pick::Nobody => hedge = Some(now + LOOK_AGAIN),
+                    Pick::Later(_) | Pick::Nobody => {
+                        let at = hedge.map_or(now, |hedge| hedge.at);
+                        hedge = Some(Hedge::at(if early { at } else { now + patience }));
+                        patience = (patience * 2).min(LOOK_AGAIN_MAX);
+                    }
                 }
             }
-            let next = [hedge.filter(|_| !running.is_empty()), look];
+            let hedged = hedge.filter(|_| !running.is_empty() && line.is_none());
+            let next = [hedged.map(|hedge| hedge.early), look];
             let next = next.into_iter().flatten().fold(deadline, Instant::min);
             if next != wake {
                 wake = next;
@@ -238,8 +301,10 @@ impl Pilot<'_> {
                     replace = !running.is_empty();
                 }
                 Ok(slot) = wait_in(&mut line), if line.is_some() => {
+                    look = None;
                     if let Some((ranked, _)) = line.take() {
-                        hedge = Some(Instant::now() + ranked.desk.late(len));
+                        hedge = Some(Hedge::after(&ranked.desk, len, Instant::now()));
+                        patience = LOOK_AGAIN;
                         running.push(self.attempt(ranked, slot, false));
                     }
                 }
@@ -247,7 +312,7 @@ impl Pilot<'_> {
                     if let Some(block) = self.flight.given.lock().take() {
                         return Ok(block);
                     }
-                    line = None;
+                    (line, look) = (None, None);
                     self.began = Instant::now();
                 }
                 () = alarm.as_mut() => {}
@@ -262,11 +327,11 @@ impl Pilot<'_> {
         idle.min(self.began + options.total_deadline)
     }
 
-    /// Chooses whom to ask next. A hedge takes tokens, and only a place that is free.
+    /// Chooses whom to ask next. A hedge takes tokens, before it stands in line.
     fn pick(
         &mut self,
         len: u32,
-        hedging: bool,
+        hedging: Hedging,
         line: Option<(Arc<Ranked>, oneshot::Receiver<Slot>)>,
         now: Instant,
     ) -> Pick {
@@ -324,16 +389,14 @@ impl Pilot<'_> {
             return later.map_or(Pick::Nobody, Pick::Later);
         };
         let class = self.flight.priority();
-        if hedging {
-            if !self.inner.tokens.has(len) {
+        if hedging != Hedging::No && line.is_none() {
+            let (late, known) = ranked.desk.late(len);
+            let quick = known && late * 2 <= UNPROVEN;
+            if !self.inner.tokens.has(len) || (hedging == Hedging::Early && !quick) {
                 return Pick::Nobody;
             }
-            let Some(slot) = ranked.desk.take(class, probe, now) else {
-                return Pick::Nobody;
-            };
             self.inner.tokens.take(len);
             self.inner.counters.hedges.add(1);
-            return Pick::Start(Arc::clone(ranked), slot);
         }
         if let Some((before, receiver)) = line
             && Arc::ptr_eq(&before.desk, &ranked.desk)

@@ -21,6 +21,9 @@ use crate::source::BlockSource;
 /// Places that a source can grow to.
 const LIMIT_MAX: usize = 64;
 
+/// Places of a source until its first right answer: what hangs or lies there has to be fetched again.
+const LIMIT_UNPROVEN: usize = 4;
+
 /// The first ban of a liar; each further one is ten times as long, up to [`BAN_MAX`]. A flipped bit costs seconds.
 const BAN: Duration = Duration::from_secs(2);
 const BAN_MAX: Duration = Duration::from_secs(3600);
@@ -199,8 +202,10 @@ impl Desk {
         self.state.lock().proven
     }
 
-    pub(super) fn late(&self, len: u32) -> Duration {
-        self.state.lock().times.late(len)
+    /// After which time its answer is late, and whether that is known rather than assumed.
+    pub(super) fn late(&self, len: u32) -> (Duration, bool) {
+        let state = self.state.lock();
+        (state.times.late(len), state.proven)
     }
 
     /// Judges whether it can be asked for `len` bytes. `probe`: others are proven, so an unproven one gets one want.
@@ -294,13 +299,12 @@ impl Desk {
 impl State {
     /// A failing source is tried with one want until it answers again; so is an unproven one while others are proven.
     fn effective(&self, probe: bool) -> usize {
-        if self.failures_in_row >= 2
-            || (self.strikes > 0 && !self.proven)
-            || (probe && !self.proven)
-        {
+        if self.proven {
+            self.limit
+        } else if self.failures_in_row >= 2 || self.strikes > 0 || probe {
             1
         } else {
-            self.limit
+            self.limit.min(LIMIT_UNPROVEN)
         }
     }
 

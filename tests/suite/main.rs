@@ -10,6 +10,7 @@ mod common;
 
 mod catalog;
 mod envelope;
+mod fetch_speed;
 mod fuzz_corpus;
 mod gateway_server;
 mod gateway_source;
