@@ -97,3 +97,127 @@ impl Streams {
         from..until.max(from)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    const MIB: u64 = BLOCK_BYTES;
+    const ROOM: u64 = 1 << 40;
+
+    /// Reads `file` of `size` bytes from `from` to `until` in steps, and returns what was asked for ahead, in order.
+    fn run(streams: &Streams, size: u64, from: u64, until: u64, step: u64) -> Vec<u64> {
+        let mut asked = Vec::new();
+        let mut at = from;
+        while at < until {
+            asked.extend(streams.read(1, at, step, size, ROOM));
+            at += step;
+        }
+        asked
+    }
+
+    #[test]
+    fn a_sequential_reader_has_every_block_asked_for_once_and_ahead() {
+        for step in [4096, 128 << 10, MIB] {
+            let streams = Streams::default();
+            let asked = run(&streams, 100 * MIB, 0, 100 * MIB, step);
+            let first = asked[0];
+            assert!(first <= 3, "step {step}: starts at {first}");
+            assert_eq!(asked, (first..100).collect::<Vec<_>>(), "step {step}");
+        }
+    }
+
+    #[test]
+    fn the_window_doubles_up_to_32_and_ends_with_the_file() {
+        let streams = Streams::default();
+        let mut ahead = Vec::new();
+        let mut until = 1;
+        for block in 0..60 {
+            for half in 0..2 {
+                let at = block * MIB + half * MIB / 2;
+                let asked = streams.read(1, at, MIB / 2, 90 * MIB + 1, ROOM);
+                until = until.max(asked.end);
+            }
+            ahead.push(until - block - 1);
+        }
+        assert_eq!(ahead[..8], [1, 2, 4, 8, 16, 32, 32, 32]);
+        assert_eq!(until, 91, "the last block has one byte");
+    }
+
+    #[test]
+    fn random_readers_and_single_reads_get_nothing() {
+        let streams = Streams::default();
+        let mut random = StdRng::seed_from_u64(1);
+        let mut asked = 0;
+        for _ in 0..10_000 {
+            let at = random.random_range(0..1000 * MIB) / 4096 * 4096;
+            let blocks = streams.read(1, at, 4096, 1000 * MIB, ROOM);
+            asked += blocks.end - blocks.start;
+        }
+        // Eight remembered positions of 512 KiB each among 1000 MiB: a few reads are neighbours by chance.
+        assert!(asked < 100, "{asked}");
+        assert_eq!(streams.read(2, 0, MIB, 10 * MIB, ROOM), 0..0);
+        assert_eq!(streams.read(3, 0, 4096, MIB, ROOM), 0..0);
+        assert_eq!(streams.read(3, 4096, 4096, MIB, ROOM), 0..0);
+    }
+
+    #[test]
+    fn the_same_bytes_again_are_no_stream() {
+        let streams = Streams::default();
+        for _ in 0..100 {
+            assert!(streams.read(1, 5 * MIB, 4096, 100 * MIB, ROOM).is_empty());
+        }
+    }
+
+    #[test]
+    fn several_streams_in_one_file_and_swapped_neighbours() {
+        let streams = Streams::default();
+        let size = 1000 * MIB;
+        let starts = [0, 300 * MIB, 600 * MIB];
+        let mut asked = [0; 3];
+        for step in 0..80 {
+            // Requests of 128 KiB, pairs of them the wrong way round.
+            let at = (step ^ 1) * (128 << 10);
+            for (start, asked) in starts.iter().zip(&mut asked) {
+                let blocks = streams.read(1, start + at, 128 << 10, size, ROOM);
+                *asked += blocks.end - blocks.start;
+            }
+        }
+        // Ten blocks were read.
+        for asked in asked {
+            assert!((30..=42).contains(&asked), "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_asked_for_later() {
+        let streams = Streams::default();
+        let size = 100 * MIB;
+        streams.read(1, 0, MIB, size, 0);
+        assert!(streams.read(1, MIB, MIB, size, 0).is_empty());
+        assert_eq!(streams.read(1, 2 * MIB, MIB, size, MIB), 3..4);
+        assert_eq!(streams.read(1, 3 * MIB, MIB, size, 3 * MIB), 4..7);
+    }
+
+    #[test]
+    fn nonsense_is_harmless() {
+        let streams = Streams::default();
+        for (offset, len, size) in [
+            (u64::MAX, u64::MAX, u64::MAX),
+            (0, u64::MAX, u64::MAX),
+            (5, 0, 100 * MIB),
+            (100 * MIB, 1, 100 * MIB),
+        ] {
+            for _ in 0..3 {
+                streams.read(1, offset, len, size, ROOM);
+            }
+        }
+        for ino in 0..10_000 {
+            streams.read(ino, 0, MIB, 10 * MIB, ROOM);
+        }
+        assert!(streams.files.lock().len() <= STREAMS_MAX);
+    }
+}

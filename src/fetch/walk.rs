@@ -123,3 +123,86 @@ impl DirectoryWalk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Touches children in the given order; returns all that was asked for ahead.
+    fn touch(
+        walk: &DirectoryWalk,
+        children: u32,
+        order: impl IntoIterator<Item = u32>,
+    ) -> Vec<u32> {
+        let mut asked = Vec::new();
+        for child in order {
+            if let Some(ahead) = walk.touched(1, child, children) {
+                assert!(ahead.from > child && ahead.until <= children);
+                asked.extend(ahead.from..ahead.until);
+                walk.asked(1, ahead.until);
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn a_reader_in_order_has_each_sibling_asked_for_once() {
+        let walk = DirectoryWalk::default();
+        let asked = touch(&walk, 5000, 0..5000);
+        assert_eq!(asked, (3..5000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn windows_grow_to_256_and_half_of_one_is_always_ahead() {
+        let walk = DirectoryWalk::default();
+        let mut asked = 0;
+        let mut largest = 0;
+        for child in 0..5000 {
+            if let Some(ahead) = walk.touched(1, child, 10_000) {
+                largest = largest.max(ahead.until - child - 1);
+                asked = ahead.until;
+                walk.asked(1, asked);
+            }
+            if child > 1000 {
+                assert!(asked - child > 100, "{child}: {asked}");
+            }
+        }
+        assert_eq!(largest, WINDOW_FILES_MAX);
+    }
+
+    #[test]
+    fn gaps_and_swapped_neighbours_do_not_end_a_walk() {
+        let walk = DirectoryWalk::default();
+        // Every third child is a file; pairs come the wrong way round.
+        let order = (0..600).map(|i| (i ^ 1) * 3);
+        let asked = touch(&walk, 1800, order);
+        assert!(asked.len() > 1700, "{}", asked.len());
+    }
+
+    #[test]
+    fn random_and_backward_readers_get_nothing() {
+        let walk = DirectoryWalk::default();
+        assert!(touch(&walk, 5000, (0..5000).rev()).is_empty());
+        let random = (0..2000).map(|i: u32| i.wrapping_mul(2_654_435_761) % 100_000);
+        let asked = touch(&walk, 100_000, random);
+        assert!(asked.len() < 100, "{}", asked.len());
+        assert!(touch(&walk, 100, [7; 50]).is_empty());
+    }
+
+    #[test]
+    fn a_second_pass_is_a_new_walk() {
+        let walk = DirectoryWalk::default();
+        touch(&walk, 300, 0..300);
+        let again = touch(&walk, 300, 0..300);
+        assert_eq!(again, (3..300).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn directories_are_forgotten_in_the_end() {
+        let walk = DirectoryWalk::default();
+        for directory in 0..10_000 {
+            walk.touched(directory, 0, 10);
+        }
+        assert!(walk.directories.lock().len() <= DIRECTORIES_MAX);
+    }
+}
