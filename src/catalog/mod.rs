@@ -5,6 +5,7 @@
 //! is checked at each use. Where the bytes come from is [`ReadAt`]'s business; this module knows no store and no network.
 
 mod directories;
+mod draft;
 mod header;
 pub mod links;
 mod reader;
@@ -18,6 +19,7 @@ use std::io;
 use bytes::Bytes;
 
 pub use directories::{build_directories, verify_ids};
+pub use draft::Draft;
 pub use header::{CATALOG_BYTES_MAX, Header};
 pub use reader::{Catalog, VisitRow};
 pub use row::{Kind, Row};

@@ -65,9 +65,9 @@ pub struct Sealed {
 /// A catalog that is being written.
 pub struct Writer {
     directory: PathBuf,
-    rows: File,
-    digests: File,
-    names: BufWriter<File>,
+    pub(super) rows: File,
+    pub(super) digests: File,
+    pub(super) names: BufWriter<File>,
     row_count: u32,
     digest_count: u64,
     name_bytes: u64,
@@ -387,7 +387,7 @@ impl Writer {
     }
 
     /// A header that lets every row parse: runs and names are checked against what there is so far.
-    fn header(&self) -> Header {
+    pub(super) fn header(&self) -> Header {
         Header {
             rows: self.row_count,
             digests: self.digest_count,

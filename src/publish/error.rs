@@ -1,0 +1,141 @@
+//! Why a publish ends without a version.
+
+use std::io;
+
+use super::options::JobId;
+use super::refusal::Refusals;
+use crate::catalog::CatalogError;
+use crate::manifest::{
+    EnvelopeError, FieldError, ManifestId, PackageName, PackageVersion, TrustError,
+};
+use crate::registry::RegistryError;
+use crate::state::{SeenError, StateError};
+
+/// Why a publish ends without a version. Nothing is visible then, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// Something in the tree cannot be published.
+    #[error("nothing was published: {0}")]
+    Refused(Refusals),
+    /// The directory cannot be opened.
+    #[error("the directory cannot be read: {0}")]
+    Directory(io::Error),
+    /// The time that everything is to have does not fit a catalog.
+    #[error("the time {0} is outside the years 1677 to 2262")]
+    MtimeRange(i64),
+    /// It does not fit the store.
+    #[error(
+        "{needed} bytes are needed, but the store has room for {room}: its quota is {quota} bytes, of which {held} cannot be evicted"
+    )]
+    Quota {
+        /// What files and catalog take at most.
+        needed: u64,
+        /// What could be made free.
+        room: u64,
+        /// The store's quota.
+        quota: u64,
+        /// What is pinned, installed or published here.
+        held: u64,
+    },
+    /// There are more entries, or longer names, than a catalog holds.
+    #[error("the catalog would have more than {0} bytes")]
+    CatalogSize(u64),
+    /// Somebody asked that it end.
+    #[error("cancelled; nothing was published")]
+    Cancelled,
+    /// The version exists with other content.
+    #[error("{package} exists already as {there}, and this tree would be {ours}")]
+    Exists {
+        /// The version.
+        package: PackageVersion,
+        /// The manifest of the tree at hand.
+        ours: ManifestId,
+        /// The one that is known.
+        there: ManifestId,
+    },
+    /// Another publish of this package waits for its signatures or announces.
+    #[error("another publish of {0} is under way")]
+    Busy(PackageName),
+    /// There is no such job: it was finished, given up, or lost with the process that prepared it.
+    #[error("there is no publish with the id {0} that waits for signatures")]
+    NoJob(JobId),
+    /// What came back is not what was to be signed.
+    #[error("what was signed is not what was to be published: {0}")]
+    OtherSigned(&'static str),
+    /// The signer did not sign.
+    #[error("not signed: {0}")]
+    Signer(String),
+    /// What is there under this name is not trusted here, and would be replaced.
+    #[error("{place} has a {what} of {package} that is refused here: {error}")]
+    Stranger {
+        /// The registry.
+        place: String,
+        /// Manifest or release index.
+        what: &'static str,
+        /// Of which package.
+        package: PackageName,
+        /// Why it is refused.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Our own envelope does not pass our own policy.
+    #[error("the signed {what} would be refused by this home itself: {error}")]
+    Untrusted {
+        /// Manifest or release index.
+        what: &'static str,
+        /// Why.
+        error: TrustError,
+    },
+    /// It contradicts what was seen before.
+    #[error(transparent)]
+    Seen(#[from] SeenError),
+    /// A description or a hint is nothing that a manifest or index may say.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// An envelope has the wrong form.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The catalog cannot be written.
+    #[error("the catalog: {0}")]
+    Catalog(#[from] CatalogError),
+    /// What must not be forgotten cannot be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The registry did not take it. The version is visible in this home, and announced when it is tried again.
+    #[error("published here, but not announced: {0}")]
+    Announce(RegistryError),
+    /// The registry cannot be asked what it has.
+    #[error(transparent)]
+    Registry(RegistryError),
+    /// A temporary file, or the journal.
+    #[error("a file of the job: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl PublishError {
+    /// Returns what a person can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            PublishError::Refused(refusals) => refusals.hints().collect::<Vec<_>>().join("; "),
+            PublishError::Quota { .. } => {
+                "raise [store] quota, or unpin and remove versions".to_owned()
+            }
+            PublishError::Exists { .. } => {
+                "a version never changes: publish this tree under a new version".to_owned()
+            }
+            PublishError::Busy(_) => "wait until it ends".to_owned(),
+            PublishError::NoJob(_) => "publish again".to_owned(),
+            PublishError::Stranger { .. } => {
+                "publish under another name or to another registry, or trust its key".to_owned()
+            }
+            PublishError::Untrusted { error, .. } => error.hint(),
+            PublishError::Seen(error) => return error.hint(),
+            PublishError::Field(error) => error.hint().to_owned(),
+            PublishError::Envelope(error) => error.hint().to_owned(),
+            PublishError::State(error) => return error.hint().map(str::to_owned),
+            PublishError::Announce(_) => {
+                "run the same command again: nothing is read twice into another version".to_owned()
+            }
+            _ => return None,
+        })
+    }
+}

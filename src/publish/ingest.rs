@@ -1,0 +1,526 @@
+//! Reads every file once: hashes it, hands what was hashed to the sink, and tells the catalog.
+//!
+//! The caller's thread follows the spool and opens directories; threads on all cores open, read, hash and store. A
+//! file of at most one block has one hash. A larger one has a thread that reads it in order and hashes it as a whole,
+//! while its blocks are hashed and stored by whoever is free. What a file takes of memory does not grow with it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+
+use super::PublishError;
+use super::disk::{self, Disk, Stat};
+use super::pool::{Queue, Work};
+use super::progress::Progress;
+use super::refusal::{Reason, Refusals};
+use super::rules;
+use super::sink::{LargeSink, Sink};
+use super::spool::{SpoolReader, SpooledFile};
+use super::walk::{Attributes, join, reason_of};
+use crate::block::{BLOCK_BYTES, Digest, block_count, block_len};
+use crate::catalog::Writer;
+use crate::unixfs::file;
+
+/// The most threads: more of them only wait for the disk, and each may hold [`BLOCKS_UNDER_WAY`] blocks.
+const THREADS_MAX: usize = 16;
+
+/// How many files a thread takes at once.
+const BATCH_FILES: usize = 64;
+
+/// How many bytes a thread takes at once, one file at least.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// How many blocks of one file are in memory.
+const BLOCKS_UNDER_WAY: usize = 4;
+
+/// How many digests of one file are gathered before they are written.
+const DIGESTS_GATHERED: usize = 256;
+
+/// A block of zeros, for holes.
+static ZEROS: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
+
+/// What a whole block of zeros hashes to.
+static ZEROS_DIGEST: LazyLock<Digest> = LazyLock::new(|| Digest::of(&ZEROS));
+
+/// What the ingest works on.
+pub(crate) struct Ingest<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) catalog: &'a Writer,
+    pub(crate) attributes: &'a Attributes,
+    pub(crate) sink: &'a dyn Sink,
+    /// Whether files are published that look like secrets.
+    pub(crate) allow_secrets: bool,
+    pub(crate) progress: &'a Progress,
+}
+
+/// Reads all files of `spool`. With `refusals` that are not empty, and after the first one, files are only looked at for
+/// more of them: nothing is published then.
+pub(crate) fn ingest(
+    work: &Ingest<'_>,
+    mut spool: SpoolReader,
+    refusals: Refusals,
+) -> Result<Refusals, PublishError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.clamp(1, THREADS_MAX);
+    let run = Run {
+        work,
+        queue: Queue::new(threads + 1),
+        refused: AtomicBool::new(!refusals.is_empty()),
+        refusals: Mutex::new(refusals),
+        failed: AtomicBool::new(false),
+        failure: Mutex::new(None),
+        buffers: Mutex::new(Vec::new()),
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| run.thread());
+        }
+        if let Err(error) = run.dispatch(&mut spool) {
+            run.fail(error);
+        }
+        run.queue.close();
+    });
+    match run.failure.into_inner() {
+        Some(error) => Err(error),
+        None => Ok(run.refusals.into_inner()),
+    }
+}
+
+/// Some files of one directory.
+struct Batch {
+    directory: Arc<Directory>,
+    files: Vec<SpooledFile>,
+}
+
+struct Directory {
+    path: Vec<u8>,
+    opened: OwnedFd,
+}
+
+/// One block of a large file.
+struct BlockWork<'s> {
+    sink: Arc<dyn LargeSink + 's>,
+    index: u64,
+    bytes: Arc<Vec<u8>>,
+    slot: Arc<OnceLock<Digest>>,
+}
+
+struct Run<'a> {
+    work: &'a Ingest<'a>,
+    queue: Queue<BlockWork<'a>, Batch>,
+    refused: AtomicBool,
+    refusals: Mutex<Refusals>,
+    failed: AtomicBool,
+    failure: Mutex<Option<PublishError>>,
+    /// Block buffers that nobody uses at the moment.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Why one file is not in the catalog.
+enum Trouble {
+    /// It cannot be published.
+    Refused(Reason, String),
+    /// Nothing can.
+    Failed(PublishError),
+}
+
+impl<E: Into<PublishError>> From<E> for Trouble {
+    fn from(error: E) -> Trouble {
+        Trouble::Failed(error.into())
+    }
+}
+
+/// An error of opening or reading a file of the tree.
+fn unreadable(error: &io::Error) -> Trouble {
+    Trouble::Refused(reason_of(error), error.to_string())
+}
+
+fn changed() -> Trouble {
+    Trouble::Refused(Reason::Changed, String::new())
+}
+
+impl<'a> Run<'a> {
+    /// Follows the spool, directory by directory.
+    fn dispatch(&self, spool: &mut SpoolReader) -> Result<(), PublishError> {
+        while let Some(found) = spool.directory()? {
+            let opened = self.work.disk.directory(&found.path).and_then(|opened| {
+                let stat = disk::stat(&opened)?;
+                Ok((opened, stat))
+            });
+            let directory = match opened {
+                Ok((opened, stat)) => {
+                    if !stat.unchanged(&found.stat) {
+                        self.refuse(Reason::Changed, &found.path, "");
+                    }
+                    let path = found.path;
+                    Some(Arc::new(Directory { path, opened }))
+                }
+                Err(error) => {
+                    self.refuse(reason_of(&error), &found.path, &error.to_string());
+                    None
+                }
+            };
+            let mut files = Vec::new();
+            let mut bytes = 0_u64;
+            for rest in (0..found.files).rev() {
+                if self.stopped() {
+                    return Ok(());
+                }
+                let file = spool.file()?;
+                bytes = bytes.saturating_add(file.stat.size);
+                files.push(file);
+                let full = files.len() >= BATCH_FILES || bytes >= BATCH_BYTES || rest == 0;
+                if let (true, Some(directory)) = (full, &directory) {
+                    self.queue.add_files(Batch {
+                        directory: Arc::clone(directory),
+                        files: std::mem::take(&mut files),
+                    });
+                    bytes = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn thread(&self) {
+        while let Some(work) = self.queue.next() {
+            match work {
+                Work::Block(block) => self.block(block),
+                Work::Files(batch) => {
+                    for file in &batch.files {
+                        if !self.stopped() {
+                            self.file(&batch.directory, file);
+                        }
+                    }
+                    self.queue.files_done();
+                }
+            }
+        }
+    }
+
+    fn file(&self, directory: &Directory, file: &SpooledFile) {
+        match self.read(directory.opened.as_fd(), file) {
+            Ok(()) => {}
+            Err(Trouble::Refused(reason, detail)) => {
+                self.refuse(reason, &join(&directory.path, &file.name), &detail);
+            }
+            Err(Trouble::Failed(error)) => self.fail(error),
+        }
+    }
+
+    fn read(&self, directory: BorrowedFd<'_>, file: &SpooledFile) -> Result<(), Trouble> {
+        let opened = disk::open_file(directory, &file.name).map_err(|error| unreadable(&error))?;
+        let before = disk::stat(&opened).map_err(|error| unreadable(&error))?;
+        if !before.unchanged(&file.stat)
+            || self.work.attributes.mode(&before) != self.work.attributes.mode(&file.stat)
+        {
+            return Err(changed());
+        }
+        let opened = std::fs::File::from(opened);
+        if self.refused.load(Ordering::Relaxed) {
+            let mut head = [0; rules::HEAD_BYTES];
+            let head = read_up_to(&opened, &mut head, 0).map_err(|error| unreadable(&error))?;
+            return self.judge(head);
+        }
+        if before.size <= BLOCK_BYTES {
+            self.small(&opened, file, &before)?;
+        } else {
+            self.large(&opened, file, &before)?;
+        }
+        self.work.progress.read(1, 0);
+        Ok(())
+    }
+
+    /// Refuses what begins like a private key.
+    fn judge(&self, head: &[u8]) -> Result<(), Trouble> {
+        if self.work.allow_secrets {
+            return Ok(());
+        }
+        match rules::secret_content(head) {
+            Some(what) => Err(Trouble::Refused(Reason::Secret, what.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    fn small(
+        &self,
+        opened: &std::fs::File,
+        file: &SpooledFile,
+        before: &Stat,
+    ) -> Result<(), Trouble> {
+        if before.size == 0 {
+            self.work.catalog.set_id(file.row, Digest::EMPTY)?;
+            return Ok(());
+        }
+        let mut buffer = self.buffer();
+        // At most a block. One byte more, to see that it did not grow.
+        let size = before.size as usize;
+        buffer.resize(size + 1, 0);
+        let read = read_up_to(opened, &mut buffer, 0)
+            .map(<[u8]>::len)
+            .map_err(|error| unreadable(&error))?;
+        let after = disk::stat(opened).map_err(|error| unreadable(&error))?;
+        if read != size || !after.unchanged(before) {
+            return Err(changed());
+        }
+        buffer.truncate(size);
+        self.judge(&buffer)?;
+        let id = Digest::of(&buffer);
+        self.work.sink.small(id, &buffer)?;
+        self.work.catalog.set_id(file.row, id)?;
+        self.work.progress.read(0, before.size);
+        self.give_back(buffer);
+        Ok(())
+    }
+
+    fn large(
+        &self,
+        opened: &std::fs::File,
+        file: &SpooledFile,
+        before: &Stat,
+    ) -> Result<(), Trouble> {
+        let mut head = [0; rules::HEAD_BYTES];
+        let head = read_up_to(opened, &mut head, 0).map_err(|error| unreadable(&error))?;
+        self.judge(head)?;
+        let sink = self.work.sink.large(before.size)?;
+        let mut large = Large {
+            run: self,
+            row: file.row,
+            sink: &sink,
+            waiting: VecDeque::new(),
+            gathered: Vec::with_capacity(DIGESTS_GATHERED),
+            written: 0,
+            tree: file::Builder::new(before.size),
+            whole: Sha256::new(),
+        };
+        let read = large.read(opened, before.size);
+        // Also when it failed: what is under way still uses the sink.
+        large.settle(0)?;
+        read?;
+        let after = disk::stat(opened).map_err(|error| unreadable(&error))?;
+        if !after.unchanged(before) {
+            return Err(changed());
+        }
+        if self.stopped() {
+            return Ok(());
+        }
+        large.finish()
+    }
+
+    fn block(&self, block: BlockWork<'a>) {
+        let digest = Digest::of(&block.bytes);
+        // Zeros stay a hole, also where the file system had written them out.
+        if digest != *ZEROS_DIGEST
+            && let Err(error) = block.sink.block(block.index, digest, &block.bytes)
+        {
+            self.fail(error);
+        }
+        let BlockWork {
+            bytes, slot, sink, ..
+        } = block;
+        drop(sink);
+        if let Ok(buffer) = Arc::try_unwrap(bytes) {
+            self.give_back(buffer);
+        }
+        let _ = slot.set(digest);
+        self.queue.done();
+    }
+
+    fn refuse(&self, reason: Reason, path: &[u8], detail: &str) {
+        self.refusals.lock().add(reason, path, detail.as_bytes());
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    fn fail(&self, error: PublishError) {
+        // The first one is what went wrong; others follow from it.
+        self.failure.lock().get_or_insert(error);
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    fn stopped(&self) -> bool {
+        if self.work.progress.is_cancelled() {
+            self.fail(PublishError::Cancelled);
+        }
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    fn buffer(&self) -> Vec<u8> {
+        let kept = self.buffers.lock().pop();
+        kept.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES as usize + 1))
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        self.buffers.lock().push(buffer);
+    }
+}
+
+/// A file of more than one block while it is read.
+struct Large<'r, 'a> {
+    run: &'r Run<'a>,
+    row: u32,
+    sink: &'r Arc<dyn LargeSink + 'a>,
+    /// Digests of the last blocks, in order, that are known or being made.
+    waiting: VecDeque<Arc<OnceLock<Digest>>>,
+    /// Digests in order that the catalog does not have yet.
+    gathered: Vec<Digest>,
+    /// How many it has.
+    written: u64,
+    tree: file::Builder,
+    whole: Sha256,
+}
+
+impl<'a> Large<'_, 'a> {
+    fn read(&mut self, opened: &std::fs::File, size: u64) -> Result<(), Trouble> {
+        // The data that is known to lie ahead: nothing yet.
+        let mut data = Some((0, 0));
+        for index in 0..block_count(size) {
+            if self.run.stopped() {
+                return Ok(());
+            }
+            let start = index * BLOCK_BYTES;
+            let len = block_len(size, index) as usize;
+            while let Some((_, end)) = data
+                && end <= start
+            {
+                data = disk::data_after(opened.as_fd(), start, size)
+                    .map_err(|error| unreadable(&error))?;
+            }
+            let hole = data.is_none_or(|(from, _)| from >= start + len as u64);
+            self.settle(BLOCKS_UNDER_WAY - 1)?;
+            if hole {
+                let zeros = &ZEROS[..len];
+                let digest = if len == ZEROS.len() {
+                    *ZEROS_DIGEST
+                } else {
+                    Digest::of(zeros)
+                };
+                self.waiting.push_back(Arc::new(OnceLock::from(digest)));
+                self.whole.update(zeros);
+            } else {
+                self.read_block(opened, index, len)?;
+            }
+            self.run.work.progress.read(0, len as u64);
+        }
+        Ok(())
+    }
+
+    fn read_block(
+        &mut self,
+        opened: &std::fs::File,
+        index: u64,
+        len: usize,
+    ) -> Result<(), Trouble> {
+        let mut buffer = self.run.buffer();
+        buffer.resize(len, 0);
+        let read = read_up_to(opened, &mut buffer, index * BLOCK_BYTES)
+            .map(<[u8]>::len)
+            .map_err(|error| unreadable(&error))?;
+        if read != len {
+            return Err(changed());
+        }
+        let bytes = Arc::new(buffer);
+        let slot = Arc::new(OnceLock::new());
+        self.waiting.push_back(Arc::clone(&slot));
+        self.run.queue.add_block(BlockWork {
+            sink: Arc::clone(self.sink),
+            index,
+            bytes: Arc::clone(&bytes),
+            slot,
+        });
+        self.whole.update(&*bytes);
+        // Whoever is last gives the buffer back.
+        if let Ok(buffer) = Arc::try_unwrap(bytes) {
+            self.run.give_back(buffer);
+        }
+        Ok(())
+    }
+
+    /// Waits until at most `left` blocks are under way, and takes the digests of the others.
+    fn settle(&mut self, left: usize) -> Result<(), Trouble> {
+        while self.waiting.len() > left
+            && let Some(slot) = self.waiting.pop_front()
+        {
+            let run = self.run;
+            if slot.get().is_none() {
+                run.queue
+                    .wait(|| slot.get().is_some(), |block| run.block(block));
+            }
+            let digest = *slot.get().expect("waited for it");
+            self.tree.push(digest, &mut |_| Ok(()))?;
+            self.gathered.push(digest);
+            if self.gathered.len() == DIGESTS_GATHERED {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Trouble> {
+        let catalog = self.run.work.catalog;
+        catalog.set_digests(self.row, self.written, &self.gathered)?;
+        self.written += self.gathered.len() as u64;
+        self.gathered.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), Trouble> {
+        self.flush()?;
+        let id = self.tree.finish(&mut |_| Ok(()))?.cid.digest();
+        self.sink.finish(id)?;
+        let whole = Digest::from_bytes(self.whole.finalize().into());
+        self.run.work.catalog.set_whole(self.row, whole, id)?;
+        Ok(())
+    }
+}
+
+/// Reads from `offset` until `buffer` is full or the file ends; returns what was read.
+fn read_up_to<'b>(file: &std::fs::File, buffer: &'b mut [u8], offset: u64) -> io::Result<&'b [u8]> {
+    use std::os::unix::fs::FileExt as _;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(&buffer[..filled])
+}
+
+/// Stores a catalog, which is a file like any other, and returns the digest of each of its blocks.
+pub(crate) fn store_catalog(
+    sink: &dyn Sink,
+    catalog: &std::fs::File,
+    len: u64,
+) -> Result<Vec<Digest>, PublishError> {
+    let mut buffer = vec![0; BLOCK_BYTES as usize];
+    let large = if len > BLOCK_BYTES {
+        Some(sink.large(len)?)
+    } else {
+        None
+    };
+    let mut digests = Vec::new();
+    for index in 0..block_count(len) {
+        let wanted = block_len(len, index) as usize;
+        let bytes = read_up_to(catalog, &mut buffer[..wanted], index * BLOCK_BYTES)?;
+        if bytes.len() != wanted {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        let digest = Digest::of(bytes);
+        match &large {
+            Some(large) => large.block(index, digest, bytes)?,
+            None => sink.small(digest, bytes)?,
+        }
+        digests.push(digest);
+    }
+    if let Some(large) = large {
+        large.finish(file::root(len, digests.iter().copied()).digest())?;
+    }
+    Ok(digests)
+}

@@ -1,0 +1,392 @@
+//! Lists the tree breadth first: rows for the catalog, files for the ingest, and everything that is refused.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::disk::{self, Disk, FileKind, Found, Stat};
+use super::options::{Allow, Options};
+use super::progress::Progress;
+use super::refusal::{Reason, Refusals};
+use super::rules;
+use super::spool::{SpoolReader, SpoolWriter, SpooledDirectory, SpooledFile};
+use super::{PATH_BYTES_MAX, PublishError};
+use crate::block::FILE_BYTES_MAX;
+use crate::catalog::{
+    CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, TARGET_BYTES_MAX, Times, Writer, links,
+};
+
+/// How modes and times become a catalog's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attributes {
+    preserve: bool,
+    /// The one time of everything.
+    mtime_ns: Option<i64>,
+}
+
+impl Attributes {
+    pub(crate) fn new(options: &Options) -> Result<Attributes, PublishError> {
+        let ns = |seconds: i64| {
+            let ns = seconds.checked_mul(1_000_000_000);
+            ns.ok_or(PublishError::MtimeRange(seconds))
+        };
+        Ok(Attributes {
+            preserve: options.preserve,
+            mtime_ns: options.mtime.map(ns).transpose()?,
+        })
+    }
+
+    /// Returns what becomes of the times of directories and symlinks when the catalog is finished.
+    pub(crate) fn times(&self) -> Times {
+        if self.preserve || self.mtime_ns.is_some() {
+            Times::Keep
+        } else {
+            Times::Newest
+        }
+    }
+
+    /// Returns the permission bits: the git rule, or what is there without setuid, setgid and sticky.
+    pub(crate) fn mode(&self, stat: &Stat) -> u16 {
+        match stat.kind {
+            FileKind::Symlink => 0o777,
+            _ if self.preserve => stat.mode & 0o777,
+            FileKind::Directory => 0o755,
+            _ if stat.mode & 0o100 != 0 => 0o755,
+            _ => 0o644,
+        }
+    }
+
+    /// Returns the time; `None` when a catalog cannot hold it.
+    fn mtime_ns(&self, stat: &Stat) -> Option<i64> {
+        match self.mtime_ns {
+            Some(ns) => Some(ns),
+            // Replaced at the end, so it does not matter that no catalog may hold it.
+            None if stat.kind != FileKind::File && !self.preserve => Some(0),
+            None => stat.mtime_ns(),
+        }
+    }
+}
+
+/// What the walk found.
+pub(crate) struct Walked {
+    pub(crate) catalog: Writer,
+    pub(crate) files: SpoolReader,
+    /// Bytes that have to be stored at most: the files' sizes without their holes.
+    pub(crate) dense: u64,
+    /// Names in the root that are instructions, not content.
+    pub(crate) instructions: Vec<String>,
+    pub(crate) refusals: Refusals,
+}
+
+/// Walks the tree. Temporary files go to `temporary`; `homes` are directories that must not be in it.
+pub(crate) fn walk(
+    disk: &Disk,
+    options: &Options,
+    attributes: &Attributes,
+    homes: &HashSet<(u64, u64)>,
+    temporary: &Path,
+    progress: &Progress,
+) -> Result<Walked, PublishError> {
+    let root = disk.stat();
+    let mut walk = Walk {
+        disk,
+        allow: options.allow,
+        attributes,
+        homes,
+        own_mounts: disk::own_mounts(),
+        files: SpoolWriter::new(temporary)?,
+        dense: 0,
+        bytes: 0,
+        symlinks: 0,
+        instructions: Vec::new(),
+        refusals: Refusals::default(),
+        progress,
+    };
+    // The root's own time may be out of range; then it is refused like any other.
+    let mtime_ns = attributes.mtime_ns(root).unwrap_or_else(|| {
+        walk.refusals.add(Reason::Time, b"", b"");
+        0
+    });
+    let mut catalog = Writer::new(temporary, attributes.mode(root), mtime_ns)?;
+    if walk.passes(b"", root) {
+        while let Some((row, path)) = catalog.next_directory()? {
+            if progress.is_cancelled() {
+                return Err(PublishError::Cancelled);
+            }
+            walk.directory(&mut catalog, row, &path)?;
+        }
+    }
+    if walk.symlinks > 0 && !options.allow.links {
+        walk.judge_links(&mut catalog)?;
+    }
+    Ok(Walked {
+        catalog,
+        files: walk.files.finish()?,
+        dense: walk.dense,
+        instructions: walk.instructions,
+        refusals: walk.refusals,
+    })
+}
+
+struct Walk<'a> {
+    disk: &'a Disk,
+    allow: Allow,
+    attributes: &'a Attributes,
+    homes: &'a HashSet<(u64, u64)>,
+    own_mounts: HashSet<u64>,
+    files: SpoolWriter,
+    dense: u64,
+    bytes: u64,
+    symlinks: u64,
+    instructions: Vec<String>,
+    refusals: Refusals,
+    progress: &'a Progress,
+}
+
+impl Walk<'_> {
+    /// Lists one directory: its rows into the catalog, its files into the spool.
+    fn directory(
+        &mut self,
+        catalog: &mut Writer,
+        row: u32,
+        path: &[u8],
+    ) -> Result<(), PublishError> {
+        let opened = self.disk.directory(path).and_then(|opened| {
+            let stat = disk::stat(&opened)?;
+            Ok((opened, stat))
+        });
+        let (opened, stat) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.unreadable(path, &error);
+                return Ok(());
+            }
+        };
+        let mut instructions = Vec::new();
+        let listed = disk::list(opened.as_fd(), &mut |name| {
+            let skip = path.is_empty() && rules::INSTRUCTIONS.contains(&name);
+            if skip {
+                instructions.push(String::from_utf8_lossy(name).into_owned());
+            }
+            skip
+        });
+        instructions.sort_unstable();
+        self.instructions.append(&mut instructions);
+        let found = match listed {
+            Ok(found) => found,
+            Err(error) => {
+                self.unreadable(path, &error);
+                return Ok(());
+            }
+        };
+        let mut entries = Vec::with_capacity(found.len());
+        let mut stats = Vec::with_capacity(found.len());
+        for found in found {
+            let full = join(path, &found.name);
+            if let Some(entry) = self.entry(opened.as_fd(), &full, &found) {
+                entries.push(entry);
+                stats.push(found.stat);
+            }
+        }
+        if !self.allow.case {
+            self.judge_case(path, &entries);
+        }
+        let first = match catalog.add_children(row, &entries) {
+            Ok(first) => first,
+            // The names and sizes were checked above, so it is the whole that has grown too large.
+            Err(error) if error.rule().is_some() => {
+                return Err(PublishError::CatalogSize(CATALOG_BYTES_MAX));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.spool(path, &stat, first, &entries, &stats)
+    }
+
+    /// Makes a row of what was found, or refuses it.
+    fn entry(
+        &mut self,
+        directory: std::os::fd::BorrowedFd<'_>,
+        path: &[u8],
+        found: &Found,
+    ) -> Option<NewEntry> {
+        let stat = &found.stat;
+        if !self.passes(path, stat) {
+            return None;
+        }
+        let kind = match stat.kind {
+            FileKind::Directory => Kind::Directory,
+            FileKind::File => Kind::File,
+            FileKind::Symlink => Kind::Symlink,
+            other => {
+                let reason = match other {
+                    FileKind::Fifo => Reason::Fifo,
+                    FileKind::Socket => Reason::Socket,
+                    _ => Reason::Device,
+                };
+                self.refusals.add(reason, path, b"");
+                return None;
+            }
+        };
+        let Some(mtime_ns) = self.attributes.mtime_ns(stat) else {
+            self.refusals.add(Reason::Time, path, b"");
+            return None;
+        };
+        let mut target = Vec::new();
+        if kind == Kind::Symlink {
+            match disk::target(directory, &found.name) {
+                Ok(found) if (1..=TARGET_BYTES_MAX).contains(&(found.len() as u64)) => {
+                    target = found
+                }
+                Ok(_) => {
+                    self.refusals.add(Reason::Length, path, b"its target");
+                    return None;
+                }
+                Err(error) => {
+                    self.unreadable(path, &error);
+                    return None;
+                }
+            }
+            self.symlinks += 1;
+        }
+        let size = if kind == Kind::File { stat.size } else { 0 };
+        Some(NewEntry {
+            name: found.name.clone(),
+            kind,
+            mode: self.attributes.mode(stat),
+            mtime_ns,
+            size,
+            target,
+        })
+    }
+
+    /// Judges what holds for every kind of entry; adds the refusal and returns `false` when it is refused.
+    fn passes(&mut self, path: &[u8], stat: &Stat) -> bool {
+        let name = disk::last_name(path);
+        let depth = if path.is_empty() {
+            0
+        } else {
+            1 + path.iter().filter(|byte| **byte == b'/').count()
+        };
+        let parent = &path[..path.len().saturating_sub(name.len() + 1)];
+        let directory = stat.kind == FileKind::Directory;
+        let secret = if stat.kind == FileKind::File && !self.allow.secrets {
+            rules::secret_name(disk::last_name(parent), name)
+        } else {
+            None
+        };
+        let (reason, detail) = if path == rules::RESERVED {
+            (Reason::Reserved, "")
+        } else if std::str::from_utf8(name).is_err() {
+            (Reason::Encoding, "")
+        } else if depth > DEPTH_MAX as usize {
+            (Reason::Depth, "")
+        } else if path.len() > PATH_BYTES_MAX {
+            (Reason::Length, "")
+        } else if directory && self.own_mounts.contains(&stat.mount) {
+            (Reason::Mount, "")
+        } else if directory && self.homes.contains(&(stat.device, stat.inode)) {
+            (Reason::Home, "")
+        } else if stat.kind == FileKind::File && stat.size > FILE_BYTES_MAX {
+            (Reason::Size, "")
+        } else if let Some(what) = secret {
+            (Reason::Secret, what)
+        } else {
+            return true;
+        };
+        self.refusals.add(reason, path, detail.as_bytes());
+        false
+    }
+
+    fn judge_case(&mut self, path: &[u8], entries: &[NewEntry]) {
+        // Names that are not UTF-8 were refused already.
+        let names: Vec<&str> = entries
+            .iter()
+            .map(|entry| std::str::from_utf8(&entry.name).unwrap_or_default())
+            .collect();
+        for (first, second) in rules::collisions(&names) {
+            let detail = format!("like {}", names[first]);
+            let path = join(path, &entries[second].name);
+            self.refusals.add(Reason::Case, &path, detail.as_bytes());
+        }
+    }
+
+    /// Judges every symlink, now that the whole tree is known.
+    fn judge_links(&mut self, catalog: &mut Writer) -> Result<(), PublishError> {
+        let draft = catalog.draft()?;
+        for number in 0..draft.rows() {
+            let row = draft.row(number)?;
+            if row.kind() == Kind::Symlink && links::leaves(&draft, number)? {
+                let mut detail = b"-> ".to_vec();
+                detail.extend_from_slice(&draft.target(&row)?);
+                self.refusals
+                    .add(Reason::Link, &draft.path(number)?, &detail);
+            }
+        }
+        Ok(())
+    }
+
+    fn spool(
+        &mut self,
+        path: &[u8],
+        stat: &Stat,
+        first: u32,
+        entries: &[NewEntry],
+        stats: &[Stat],
+    ) -> Result<(), PublishError> {
+        let files = || {
+            (first..)
+                .zip(entries)
+                .zip(stats)
+                .filter(|((_, entry), _)| entry.kind == Kind::File)
+        };
+        let count = files().count();
+        if count == 0 {
+            return Ok(());
+        }
+        self.files.directory(&SpooledDirectory {
+            path: path.to_vec(),
+            stat: *stat,
+            // No more than there are rows, of which a catalog holds fewer than 2^26.
+            files: u32::try_from(count)
+                .map_err(|_| PublishError::CatalogSize(CATALOG_BYTES_MAX))?,
+        })?;
+        let mut bytes = 0_u64;
+        for ((row, entry), stat) in files() {
+            bytes = bytes.saturating_add(stat.size);
+            self.dense = self.dense.saturating_add(stat.dense());
+            self.files.file(&SpooledFile {
+                row,
+                name: entry.name.clone(),
+                stat: *stat,
+            })?;
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.progress.found(count as u64, bytes);
+        Ok(())
+    }
+
+    fn unreadable(&mut self, path: &[u8], error: &std::io::Error) {
+        self.refusals
+            .add(reason_of(error), path, error.to_string().as_bytes());
+    }
+}
+
+/// Returns what an error of opening or reading says: whether the path went away under our hands, or cannot be read.
+pub(crate) fn reason_of(error: &std::io::Error) -> Reason {
+    match error.raw_os_error() {
+        Some(
+            libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ESTALE | libc::EXDEV | libc::EAGAIN,
+        ) => Reason::Changed,
+        _ => Reason::Unreadable,
+    }
+}
+
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(directory.len() + 1 + name.len());
+    path.extend_from_slice(directory);
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
