@@ -59,6 +59,9 @@ pub enum PublishError {
     /// There is no such job: it was finished, given up, or lost with the process that prepared it.
     #[error("there is no publish with the id {0} that waits for signatures")]
     NoJob(JobId),
+    /// The provenance is no JSON object in canonical form.
+    #[error("the provenance is not a JSON object in canonical form (RFC 8785)")]
+    Provenance,
     /// What came back is not what was to be signed.
     #[error("what was signed is not what was to be published: {0}")]
     OtherSigned(&'static str),
@@ -76,6 +79,20 @@ pub enum PublishError {
         package: PackageName,
         /// Why it is refused.
         error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// This home has seen a later release index than it can find now.
+    #[error(
+        "{place} has release index {sequence} of {package}, but this home has seen {seen}: versions would be lost"
+    )]
+    Behind {
+        /// The package.
+        package: PackageName,
+        /// The registry.
+        place: String,
+        /// The highest sequence there and in this home's own publications; 0 for none.
+        sequence: u64,
+        /// The highest seen.
+        seen: u64,
     },
     /// Our own envelope does not pass our own policy.
     #[error("the signed {what} would be refused by this home itself: {error}")]
@@ -103,6 +120,9 @@ pub enum PublishError {
     /// The registry did not take it. The version is visible in this home, and announced when it is tried again.
     #[error("published here, but not announced: {0}")]
     Announce(RegistryError),
+    /// The registry of a job that an earlier process left is not configured any more.
+    #[error("published here, but the registry {0} is not known any more")]
+    NoRegistry(String),
     /// The registry cannot be asked what it has.
     #[error(transparent)]
     Registry(RegistryError),
@@ -126,6 +146,9 @@ impl PublishError {
             PublishError::NoJob(_) => "publish again".to_owned(),
             PublishError::Stranger { .. } => {
                 "publish under another name or to another registry, or trust its key".to_owned()
+            }
+            PublishError::Behind { .. } => {
+                "update the registry, or publish to the one that has the later index".to_owned()
             }
             PublishError::Untrusted { error, .. } => error.hint(),
             PublishError::Seen(error) => return error.hint(),

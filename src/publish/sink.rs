@@ -12,6 +12,21 @@ pub(crate) trait Sink: Sync {
 
     /// Begins a file of more than one block, whose id is not known yet.
     fn large(&self, size: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError>;
+
+    /// Returns how much it can take; `None` for as much as comes.
+    fn room(&self) -> Option<Room>;
+
+    /// Makes everything durable that it has taken.
+    fn sync(&self) -> Result<(), PublishError>;
+}
+
+/// How much a sink can take, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// In all.
+    pub(crate) quota: u64,
+    /// Of that, what is there and cannot be evicted.
+    pub(crate) held: u64,
 }
 
 /// Takes one file of more than one block. Blocks that are never written are zeros.
@@ -33,6 +48,14 @@ impl Sink for Nowhere {
 
     fn large(&self, _: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
         Ok(Arc::new(Nowhere))
+    }
+
+    fn room(&self) -> Option<Room> {
+        None
+    }
+
+    fn sync(&self) -> Result<(), PublishError> {
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use super::spool::{SpoolReader, SpoolWriter, SpooledDirectory, SpooledFile};
 use super::{PATH_BYTES_MAX, PublishError};
 use crate::block::FILE_BYTES_MAX;
 use crate::catalog::{
-    CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, TARGET_BYTES_MAX, Times, Writer, links,
+    CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, Rule, TARGET_BYTES_MAX, Times, Writer, links,
 };
 
 /// How modes and times become a catalog's.
@@ -76,6 +76,19 @@ pub(crate) struct Walked {
     /// Names in the root that are instructions, not content.
     pub(crate) instructions: Vec<String>,
     pub(crate) refusals: Refusals,
+}
+
+impl Walked {
+    /// Returns how long the catalog will be.
+    pub(crate) fn catalog_bytes(&mut self) -> Result<u64, PublishError> {
+        match self.catalog.draft() {
+            Ok(draft) => Ok(draft.header().len()),
+            Err(error) if error.rule() == Some(Rule::Length) => {
+                Err(PublishError::CatalogSize(CATALOG_BYTES_MAX))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Walks the tree. Temporary files go to `temporary`; `homes` are directories that must not be in it.

@@ -346,6 +346,10 @@ impl Registry for Http {
         &self.base
     }
 
+    fn read_only(&self) -> bool {
+        true
+    }
+
     async fn names(&self) -> Result<Vec<PackageName>, RegistryError> {
         Ok(self.listing().await?.names().cloned().collect())
     }

@@ -141,6 +141,11 @@ pub trait Registry: Send + Sync + 'static {
     /// Returns the path or URL, without secrets.
     fn name(&self) -> &str;
 
+    /// Returns whether nothing can ever be put here, so that nobody reads a tree for nothing.
+    fn read_only(&self) -> bool {
+        false
+    }
+
     /// Lists the packages, sorted. Entries that are no package names are passed over.
     async fn names(&self) -> Result<Vec<PackageName>, RegistryError>;
 

@@ -1,0 +1,122 @@
+//! From a directory to a catalog that is stored: the blocking half of a publish, which knows no signature.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use super::PublishError;
+use super::disk::{self, Disk};
+use super::ingest::{Ingest, ingest, store_catalog};
+use super::options::Options;
+use super::progress::{Progress, Step};
+use super::refusal::{Reason, Refusals};
+use super::sink::Sink;
+use super::walk::{Attributes, walk};
+use crate::catalog::{self, Catalog, Totals, sums};
+use crate::manifest::CatalogBlocks;
+use crate::manifest::sums::SUMS_BYTES_MAX;
+use crate::unixfs::Cid;
+
+/// A tree that was read.
+pub(crate) struct Built {
+    pub(crate) totals: Totals,
+    pub(crate) root: Cid,
+    pub(crate) catalog: CatalogBlocks,
+    /// The catalog's bytes, in an unnamed file.
+    pub(crate) file: File,
+    /// Names in the root that are instructions, not content.
+    pub(crate) instructions: Vec<String>,
+}
+
+impl Built {
+    /// Returns the text of `SHA256SUMS`; `None` when it would be too long.
+    pub(crate) fn sums(&self) -> Result<Option<Vec<u8>>, PublishError> {
+        let catalog = Catalog::open(&self.file, self.catalog.size)?;
+        Ok(sums::text(&catalog, SUMS_BYTES_MAX)?)
+    }
+}
+
+/// Walks, ingests into `sink` and seals. Durable in the sink when this returns.
+pub(crate) fn build(
+    directory: OwnedFd,
+    options: &Options,
+    homes: &[PathBuf],
+    temporary: &Path,
+    sink: &dyn Sink,
+    progress: &Progress,
+) -> Result<Built, PublishError> {
+    progress.enter(Step::Walk);
+    let attributes = Attributes::new(options)?;
+    let disk = Disk::new(&directory).map_err(PublishError::Directory)?;
+    if disk::own_mounts().contains(&disk.stat().mount) {
+        let mut refusals = Refusals::default();
+        refusals.add(Reason::Mount, b"", b"");
+        return Err(PublishError::Refused(refusals));
+    }
+    let homes: HashSet<(u64, u64)> = homes.iter().filter_map(|home| identity(home)).collect();
+    let mut walked = walk(&disk, options, &attributes, &homes, temporary, progress)?;
+    let catalog_bytes = walked.catalog_bytes()?;
+    if walked.refusals.is_empty() {
+        check_room(sink, walked.dense, catalog_bytes)?;
+    }
+
+    progress.enter(Step::Ingest);
+    let work = Ingest {
+        disk: &disk,
+        catalog: &walked.catalog,
+        attributes: &attributes,
+        sink,
+        allow_secrets: options.allow.secrets,
+        progress,
+    };
+    let refusals = ingest(&work, walked.files, walked.refusals)?;
+    if !refusals.is_empty() {
+        return Err(PublishError::Refused(refusals));
+    }
+
+    progress.enter(Step::Seal);
+    let sealed = walked
+        .catalog
+        .finish(attributes.times(), &mut |_, _| Ok(()))?;
+    // Nobody is given what a reader would refuse.
+    catalog::validate(&sealed.file, sealed.len, &sealed.totals, sealed.root)?;
+    let blocks = store_catalog(sink, &sealed.file, sealed.len)?;
+    if progress.is_cancelled() {
+        return Err(PublishError::Cancelled);
+    }
+    sink.sync()?;
+    Ok(Built {
+        totals: sealed.totals,
+        root: sealed.root,
+        catalog: CatalogBlocks {
+            size: sealed.len,
+            blocks,
+        },
+        file: sealed.file,
+        instructions: walked.instructions,
+    })
+}
+
+/// Refuses what cannot fit, before a byte is read.
+fn check_room(sink: &dyn Sink, dense: u64, catalog_bytes: u64) -> Result<(), PublishError> {
+    let Some(room) = sink.room() else {
+        return Ok(());
+    };
+    let needed = dense.saturating_add(catalog_bytes);
+    let free = room.quota.saturating_sub(room.held);
+    if needed > free {
+        return Err(PublishError::Quota {
+            needed,
+            room: free,
+            quota: room.quota,
+            held: room.held,
+        });
+    }
+    Ok(())
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let stat = disk::stat(File::open(path).ok()?).ok()?;
+    Some((stat.device, stat.inode))
+}

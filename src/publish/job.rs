@@ -1,0 +1,415 @@
+//! One publish from the directory to the registry, with the signature in another process.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::PublishError;
+use super::build::{Built, build};
+use super::journal::Journal;
+use super::known::{Known, known, next_index};
+use super::options::{JobId, Options};
+use super::progress::{Progress, Step};
+use super::sink::{Nowhere, Sink};
+use crate::block::Digest;
+use crate::manifest::json::Json;
+use crate::manifest::{
+    Envelope, Manifest, ManifestFields, ManifestId, PackageName, PackageVersion, ReleaseIndex,
+    Signed, Timestamp, TrustPolicy,
+};
+use crate::registry::{Registry, RegistryError};
+use crate::state::State;
+
+/// Publishes into one home.
+pub struct Publisher {
+    pub(super) sink: Arc<dyn Sink + Send>,
+    pub(super) state: Arc<State>,
+    pub(super) journal: Journal,
+    /// Directories that must not lie in what is published.
+    homes: Vec<PathBuf>,
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    /// Which job each package has: being prepared, waiting for signatures, or announcing.
+    names: HashMap<PackageName, JobId>,
+    /// Those that wait for signatures.
+    prepared: HashMap<JobId, Job>,
+}
+
+/// What would be, or is to be, published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Package and version.
+    pub package: PackageVersion,
+    /// The manifest.
+    pub manifest: ManifestId,
+    /// Whether the version is new; otherwise it exists with an equal catalog.
+    pub new: bool,
+    /// The CID of the root directory, as text.
+    pub root: String,
+    /// Number of regular files.
+    pub files: u64,
+    /// Number of directories, the root included.
+    pub directories: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Bytes of the catalog.
+    pub catalog_bytes: u64,
+    /// Names in the root that are instructions to publish and not content.
+    pub instructions: Vec<String>,
+}
+
+/// A job that waits for signatures.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Which one: for [`Publisher::finish`].
+    pub job: JobId,
+    /// What it is about.
+    pub summary: Summary,
+    /// To be signed; `None` when the version exists with an equal catalog.
+    pub manifest: Option<Manifest>,
+    /// To be signed; `None` when the release index says all of it already.
+    pub index: Option<ReleaseIndex>,
+}
+
+/// What came back from whoever signs: an envelope for each thing that was to be signed.
+#[derive(Clone, Debug, Default)]
+pub struct Envelopes {
+    /// The manifest's.
+    pub manifest: Option<Envelope>,
+    /// The release index's.
+    pub index: Option<Envelope>,
+}
+
+/// Signs what it is shown: in this process, or asks another.
+pub trait Signer: Send + Sync {
+    /// Returns an envelope of `signed`.
+    ///
+    /// # Errors
+    /// A sentence that says why it is not signed.
+    fn sign(&self, signed: &Signed) -> Result<Envelope, String>;
+}
+
+impl Signer for crate::manifest::PrivateKey {
+    fn sign(&self, signed: &Signed) -> Result<Envelope, String> {
+        Envelope::sign(signed, &[self]).map_err(|error| error.to_string())
+    }
+}
+
+impl Prepared {
+    /// Has everything signed.
+    ///
+    /// # Errors
+    /// [`PublishError::Signer`]
+    pub fn sign(&self, signer: &dyn Signer) -> Result<Envelopes, PublishError> {
+        let sign = |signed: Signed| signer.sign(&signed).map_err(PublishError::Signer);
+        Ok(Envelopes {
+            manifest: self
+                .manifest
+                .clone()
+                .map(Signed::from)
+                .map(sign)
+                .transpose()?,
+            index: self.index.clone().map(Signed::from).map(sign).transpose()?,
+        })
+    }
+}
+
+/// What is kept of a job while others sign.
+pub(super) struct Job {
+    pub(super) claim: Claim,
+    pub(super) summary: Summary,
+    pub(super) manifest: Part<Manifest>,
+    pub(super) index: Part<ReleaseIndex>,
+    pub(super) sums: Option<Vec<u8>>,
+    pub(super) replaces: Option<Digest>,
+    pub(super) registry: Arc<dyn Registry>,
+}
+
+/// Something to be announced.
+pub(super) enum Part<T> {
+    /// It is to be signed.
+    Unsigned(T),
+    /// It is signed already.
+    Signed(Bytes),
+}
+
+/// The right to publish a package, let go when dropped.
+pub(super) struct Claim {
+    publisher: Arc<Publisher>,
+    name: PackageName,
+    pub(super) job: JobId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut jobs = self.publisher.jobs.lock();
+        // A claim that was never granted lets nothing go.
+        if jobs.names.get(&self.name) == Some(&self.job) {
+            jobs.names.remove(&self.name);
+        }
+    }
+}
+
+impl<T> Part<T> {
+    pub(super) fn unsigned(&self) -> Option<&T> {
+        match self {
+            Part::Unsigned(part) => Some(part),
+            Part::Signed(_) => None,
+        }
+    }
+}
+
+/// Ends the blocking half when nobody waits for it any more.
+struct CancelOnDrop(Option<Arc<Progress>>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.0 {
+            progress.cancel();
+        }
+    }
+}
+
+impl Publisher {
+    /// Publishes into `sink` and `state`. `homes` are directories that must not lie in what is published.
+    pub(crate) fn with_sink(
+        sink: Arc<dyn Sink + Send>,
+        state: Arc<State>,
+        homes: Vec<PathBuf>,
+    ) -> Arc<Publisher> {
+        let journal = Journal::new(state.journal());
+        Arc::new(Publisher {
+            sink,
+            state,
+            journal,
+            homes,
+            jobs: Mutex::default(),
+        })
+    }
+
+    /// Says what would be published: reads and hashes everything, and stores nothing.
+    ///
+    /// # Errors
+    /// [`PublishError`], as [`Publisher::prepare`] would.
+    pub async fn dry_run(
+        self: &Arc<Self>,
+        directory: OwnedFd,
+        options: Options,
+        registry: Arc<dyn Registry>,
+        trust: Arc<TrustPolicy>,
+        progress: Arc<Progress>,
+    ) -> Result<Summary, PublishError> {
+        let known = known(&options.package, &self.state, &trust, &registry).await?;
+        let publisher = Arc::clone(self);
+        let done = blocking(progress, move |progress| {
+            let temporary = publisher.state.journal();
+            let built = build(
+                directory,
+                &options,
+                &publisher.homes,
+                temporary,
+                &Nowhere,
+                progress,
+            )?;
+            Ok(Draft::new(&built, &options, &known)?.summary)
+        });
+        done.await
+    }
+
+    /// Reads and stores a directory, and returns what has to be signed. Nothing is visible yet.
+    ///
+    /// A job of the same package that still waits for signatures is given up.
+    ///
+    /// # Errors
+    /// [`PublishError`]
+    pub async fn prepare(
+        self: &Arc<Self>,
+        directory: OwnedFd,
+        options: Options,
+        registry: Arc<dyn Registry>,
+        trust: Arc<TrustPolicy>,
+        progress: Arc<Progress>,
+    ) -> Result<Prepared, PublishError> {
+        if registry.read_only() {
+            let registry = registry.name().to_owned();
+            return Err(PublishError::Registry(RegistryError::ReadOnly { registry }));
+        }
+        let claim = self.claim(&options.package.name)?;
+        let known = known(&options.package, &self.state, &trust, &registry).await?;
+        let publisher = Arc::clone(self);
+        let after = Arc::clone(&progress);
+        let done = blocking(progress, move |progress| {
+            let temporary = publisher.state.journal();
+            let sink = &*publisher.sink;
+            let built = build(
+                directory,
+                &options,
+                &publisher.homes,
+                temporary,
+                sink,
+                progress,
+            )?;
+            let draft = Draft::new(&built, &options, &known)?;
+            Ok(Job {
+                claim,
+                summary: draft.summary,
+                manifest: draft.manifest,
+                index: draft.index,
+                sums: built.sums()?,
+                replaces: known.replaces,
+                registry,
+            })
+        });
+        let job = done.await?;
+        after.enter(Step::Sign);
+        let prepared = Prepared {
+            job: job.claim.job.clone(),
+            summary: job.summary.clone(),
+            manifest: job.manifest.unsigned().cloned(),
+            index: job.index.unsigned().cloned(),
+        };
+        self.jobs.lock().prepared.insert(prepared.job.clone(), job);
+        Ok(prepared)
+    }
+
+    /// Gives a prepared job up; whatever was stored for it may be evicted.
+    pub fn abandon(&self, job: &JobId) {
+        // Dropped after the lock, which its claim takes.
+        let job = self.jobs.lock().prepared.remove(job);
+        drop(job);
+    }
+
+    /// Takes the right to publish a package.
+    pub(super) fn claim(self: &Arc<Self>, name: &PackageName) -> Result<Claim, PublishError> {
+        let claim = Claim {
+            publisher: Arc::clone(self),
+            name: name.clone(),
+            job: JobId::random(),
+        };
+        loop {
+            let mut jobs = self.jobs.lock();
+            let Some(other) = jobs.names.get(name).cloned() else {
+                jobs.names.insert(name.clone(), claim.job.clone());
+                return Ok(claim);
+            };
+            let waiting = jobs.prepared.remove(&other);
+            drop(jobs);
+            // Dropped without the lock: that lets its claim go.
+            match waiting {
+                Some(waiting) => drop(waiting),
+                None => return Err(PublishError::Busy(name.clone())),
+            }
+        }
+    }
+
+    pub(super) fn take(&self, job: &JobId) -> Result<Job, PublishError> {
+        let found = self.jobs.lock().prepared.remove(job);
+        found.ok_or_else(|| PublishError::NoJob(job.clone()))
+    }
+
+    pub(super) fn put_back(&self, job: Job) {
+        self.jobs.lock().prepared.insert(job.claim.job.clone(), job);
+    }
+}
+
+/// Runs `work` where it may block. When nobody waits any more, it is asked to end.
+async fn blocking<T: Send + 'static>(
+    progress: Arc<Progress>,
+    work: impl FnOnce(&Progress) -> Result<T, PublishError> + Send + 'static,
+) -> Result<T, PublishError> {
+    let mut guard = CancelOnDrop(Some(Arc::clone(&progress)));
+    let done = tokio::task::spawn_blocking(move || work(&progress)).await;
+    guard.0 = None;
+    done.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
+}
+
+/// What a tree becomes, given what is known of its package.
+struct Draft {
+    summary: Summary,
+    manifest: Part<Manifest>,
+    index: Part<ReleaseIndex>,
+}
+
+impl Draft {
+    fn new(built: &Built, options: &Options, known: &Known) -> Result<Draft, PublishError> {
+        let package = &options.package;
+        let now = Timestamp::now();
+        let created = options.mtime.map_or(now, Timestamp::from_unix_seconds);
+        let new = manifest_of(built, options, created)?;
+        let (id, manifest) = match &known.manifest {
+            Some(there)
+                if there.manifest().catalog == built.catalog
+                    && there.manifest().root == built.root =>
+            {
+                (there.id(), Part::Signed(there.envelope().clone()))
+            }
+            _ => match known.id {
+                Some(there) if there != new.id() => {
+                    return Err(PublishError::Exists {
+                        package: package.clone(),
+                        ours: new.id(),
+                        there,
+                    });
+                }
+                _ => (new.id(), Part::Unsigned(new)),
+            },
+        };
+        let index = next_index(known, options, id, now)?;
+        let summary = Summary {
+            package: package.clone(),
+            manifest: id,
+            new: manifest.unsigned().is_some(),
+            root: built.root.to_string(),
+            files: built.totals.files,
+            directories: built.totals.directories,
+            bytes: built.totals.bytes,
+            catalog_bytes: built.catalog.size,
+            instructions: built.instructions.clone(),
+        };
+        Ok(Draft {
+            summary,
+            manifest,
+            index,
+        })
+    }
+}
+
+fn manifest_of(
+    built: &Built,
+    options: &Options,
+    created: Timestamp,
+) -> Result<Manifest, PublishError> {
+    let about = &options.about;
+    let provenance = match &about.provenance {
+        None => None,
+        Some(text) => {
+            let json = Json::parse_canonical(text.as_bytes());
+            let object = json.ok().and_then(|json| json.as_object().cloned());
+            Some(object.ok_or(PublishError::Provenance)?)
+        }
+    };
+    Ok(Manifest::new(&ManifestFields {
+        package: options.package.clone(),
+        created,
+        files: built.totals.files,
+        directories: built.totals.directories,
+        bytes: built.totals.bytes,
+        catalog: built.catalog.clone(),
+        root: built.root,
+        torrent: None,
+        description: about.description.clone(),
+        license: about.license.clone(),
+        homepage: about.homepage.clone(),
+        keywords: about.keywords.clone(),
+        publisher: about.publisher.clone(),
+        provenance,
+    })?)
+}
