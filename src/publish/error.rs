@@ -10,6 +10,7 @@ use crate::manifest::{
 };
 use crate::registry::RegistryError;
 use crate::state::{SeenError, StateError};
+use crate::store::StoreError;
 
 /// Why a publish ends without a version. Nothing is visible then, unless it says so.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,9 @@ pub enum PublishError {
     /// The catalog cannot be written.
     #[error("the catalog: {0}")]
     Catalog(#[from] CatalogError),
+    /// The store cannot take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// What must not be forgotten cannot be written.
     #[error(transparent)]
     State(#[from] StateError),
@@ -136,7 +140,7 @@ impl PublishError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             PublishError::Refused(refusals) => refusals.hints().collect::<Vec<_>>().join("; "),
-            PublishError::Quota { .. } => {
+            PublishError::Quota { .. } | PublishError::Store(StoreError::Full { .. }) => {
                 "raise [store] quota, or unpin and remove versions".to_owned()
             }
             PublishError::Exists { .. } => {

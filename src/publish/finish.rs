@@ -14,8 +14,8 @@ use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
 use crate::block::Digest;
 use crate::manifest::{
-    Envelope, KeyId, ManifestId, PackageVersion, Signed, TrustError, TrustPolicy,
-    TrustedIndex, TrustedManifest,
+    Envelope, KeyId, ManifestId, PackageVersion, Signed, TrustError, TrustPolicy, TrustedIndex,
+    TrustedManifest,
 };
 use crate::registry::{Announcement, Registry, RegistryError};
 use crate::state::SeenError;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -22,7 +23,7 @@ use super::rules;
 use super::sink::{LargeSink, Sink};
 use super::spool::{SpoolReader, SpooledFile};
 use super::walk::{Attributes, join, reason_of};
-use crate::block::{BLOCK_BYTES, Digest, block_count, block_len};
+use crate::block::{BLOCK_BYTES, Block, Digest, block_count, block_len};
 use crate::catalog::Writer;
 use crate::unixfs::file;
 
@@ -270,9 +271,9 @@ impl<'a> Run<'a> {
         }
         buffer.truncate(size);
         self.judge(&buffer)?;
-        let id = Digest::of(&buffer);
-        self.work.sink.small(id, &buffer)?;
-        self.work.catalog.set_id(file.row, id)?;
+        let block = Block::seal(Bytes::copy_from_slice(&buffer));
+        self.work.sink.small(&block)?;
+        self.work.catalog.set_id(file.row, block.digest())?;
         self.work.progress.read(0, before.size);
         self.give_back(buffer);
         Ok(())
@@ -287,7 +288,8 @@ impl<'a> Run<'a> {
         let mut head = [0; rules::HEAD_BYTES];
         let head = read_up_to(opened, &mut head, 0).map_err(|error| unreadable(&error))?;
         self.judge(head)?;
-        let sink = self.work.sink.large(before.size)?;
+        let data = data_bytes(opened, before).map_err(|error| unreadable(&error))?;
+        let sink = self.work.sink.large(before.size, data)?;
         let mut large = Large {
             run: self,
             row: file.row,
@@ -316,7 +318,7 @@ impl<'a> Run<'a> {
         let digest = Digest::of(&block.bytes);
         // Zeros stay a hole, also where the file system had written them out.
         if digest != *ZEROS_DIGEST
-            && let Err(error) = block.sink.block(block.index, digest, &block.bytes)
+            && let Err(error) = block.sink.block(block.index, &block.bytes)
         {
             self.fail(error);
         }
@@ -478,6 +480,28 @@ impl<'a> Large<'_, 'a> {
     }
 }
 
+/// Returns how many bytes of a file lie in blocks that are not all hole.
+fn data_bytes(opened: &std::fs::File, stat: &Stat) -> io::Result<u64> {
+    if stat.allocated >= stat.size {
+        return Ok(stat.size);
+    }
+    let mut bytes = 0;
+    let mut at = 0;
+    while at < stat.size
+        && let Some((start, end)) = disk::data_after(opened.as_fd(), at, stat.size)?
+    {
+        let start = start.max(at) / BLOCK_BYTES * BLOCK_BYTES;
+        // Never backwards, whatever the file system says.
+        let end = end
+            .max(start + 1)
+            .next_multiple_of(BLOCK_BYTES)
+            .min(stat.size.max(start + 1));
+        bytes += end - start;
+        at = end;
+    }
+    Ok(bytes)
+}
+
 /// Reads from `offset` until `buffer` is full or the file ends; returns what was read.
 fn read_up_to<'b>(file: &std::fs::File, buffer: &'b mut [u8], offset: u64) -> io::Result<&'b [u8]> {
     use std::os::unix::fs::FileExt as _;
@@ -501,7 +525,7 @@ pub(crate) fn store_catalog(
 ) -> Result<Vec<Digest>, PublishError> {
     let mut buffer = vec![0; BLOCK_BYTES as usize];
     let large = if len > BLOCK_BYTES {
-        Some(sink.large(len)?)
+        Some(sink.large(len, len)?)
     } else {
         None
     };
@@ -512,12 +536,17 @@ pub(crate) fn store_catalog(
         if bytes.len() != wanted {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        let digest = Digest::of(bytes);
         match &large {
-            Some(large) => large.block(index, digest, bytes)?,
-            None => sink.small(digest, bytes)?,
+            Some(large) => {
+                large.block(index, bytes)?;
+                digests.push(Digest::of(bytes));
+            }
+            None => {
+                let block = Block::seal(Bytes::copy_from_slice(bytes));
+                sink.small(&block)?;
+                digests.push(block.digest());
+            }
         }
-        digests.push(digest);
     }
     if let Some(large) = large {
         large.finish(file::root(len, digests.iter().copied()).digest())?;

@@ -24,6 +24,7 @@ use crate::manifest::{
 };
 use crate::registry::{Registry, RegistryError};
 use crate::state::State;
+use crate::store::Store;
 
 /// Publishes into one home.
 pub struct Publisher {
@@ -179,8 +180,13 @@ impl Drop for CancelOnDrop {
 }
 
 impl Publisher {
-    /// Publishes into `sink` and `state`. `homes` are directories that must not lie in what is published.
-    pub(crate) fn with_sink(
+    /// Publishes into the store and state of a home. `homes` are directories that must not lie in what is published:
+    /// those of the home itself.
+    pub fn new(store: Arc<Store>, state: Arc<State>, homes: Vec<PathBuf>) -> Arc<Publisher> {
+        Publisher::with_sink(Arc::new(store), state, homes)
+    }
+
+    fn with_sink(
         sink: Arc<dyn Sink + Send>,
         state: Arc<State>,
         homes: Vec<PathBuf>,

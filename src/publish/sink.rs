@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 use super::PublishError;
-use crate::block::Digest;
+use crate::block::{BLOCK_BYTES, Block, BlockRef, Digest, FileRef};
+use crate::store::{self, Store};
 
 /// Takes files while they are hashed.
 pub(crate) trait Sink: Sync {
-    /// Takes a whole file of at most one block, which hashes to `id`; never an empty one.
-    fn small(&self, id: Digest, bytes: &[u8]) -> Result<(), PublishError>;
+    /// Takes a whole file of at most one block; never an empty one.
+    fn small(&self, block: &Block) -> Result<(), PublishError>;
 
-    /// Begins a file of more than one block, whose id is not known yet.
-    fn large(&self, size: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError>;
+    /// Begins a file of more than one block, whose id is not known yet. At most `data` bytes of it will be written.
+    fn large(&self, size: u64, data: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError>;
 
     /// Returns how much it can take; `None` for as much as comes.
     fn room(&self) -> Option<Room>;
@@ -32,21 +35,85 @@ pub(crate) struct Room {
 /// Takes one file of more than one block. Blocks that are never written are zeros.
 pub(crate) trait LargeSink: Send + Sync {
     /// Takes a block; in any order, from any thread, each once.
-    fn block(&self, index: u64, digest: Digest, bytes: &[u8]) -> Result<(), PublishError>;
+    fn block(&self, index: u64, bytes: &[u8]) -> Result<(), PublishError>;
 
     /// Says that everything was written, and what the file's id is. Without it nothing is kept.
     fn finish(&self, id: Digest) -> Result<(), PublishError>;
+}
+
+/// The store.
+impl Sink for Arc<Store> {
+    fn small(&self, block: &Block) -> Result<(), PublishError> {
+        let file = FileRef {
+            id: block.digest(),
+            size: block.bytes().len() as u64,
+        };
+        let place = BlockRef {
+            file,
+            index: 0,
+            digest: block.digest(),
+        };
+        Ok(self.put(&place, block)?)
+    }
+
+    fn large(&self, size: u64, data: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
+        let ingest = self.ingest(size, data)?;
+        Ok(Arc::new(LargeFile {
+            size,
+            ingest: RwLock::new(Some(ingest)),
+        }))
+    }
+
+    fn room(&self) -> Option<Room> {
+        let usage = self.usage();
+        Some(Room {
+            quota: usage.quota,
+            held: usage.unevictable,
+        })
+    }
+
+    fn sync(&self) -> Result<(), PublishError> {
+        Ok(Store::sync(self)?)
+    }
+}
+
+/// A large file on its way into the store.
+struct LargeFile {
+    size: u64,
+    /// Gone once it is finished.
+    ingest: RwLock<Option<store::Ingest>>,
+}
+
+impl LargeSink for LargeFile {
+    fn block(&self, index: u64, bytes: &[u8]) -> Result<(), PublishError> {
+        match &*self.ingest.read() {
+            Some(ingest) => Ok(ingest.write(index * BLOCK_BYTES, bytes)?),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&self, id: Digest) -> Result<(), PublishError> {
+        let ingest = self.ingest.write().take();
+        let file = FileRef {
+            id,
+            size: self.size,
+        };
+        match ingest {
+            Some(ingest) => Ok(ingest.finish(file)?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Forgets everything: for `--dry-run`, and once something was refused.
 pub(crate) struct Nowhere;
 
 impl Sink for Nowhere {
-    fn small(&self, _: Digest, _: &[u8]) -> Result<(), PublishError> {
+    fn small(&self, _: &Block) -> Result<(), PublishError> {
         Ok(())
     }
 
-    fn large(&self, _: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
+    fn large(&self, _: u64, _: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
         Ok(Arc::new(Nowhere))
     }
 
@@ -60,7 +127,7 @@ impl Sink for Nowhere {
 }
 
 impl LargeSink for Nowhere {
-    fn block(&self, _: u64, _: Digest, _: &[u8]) -> Result<(), PublishError> {
+    fn block(&self, _: u64, _: &[u8]) -> Result<(), PublishError> {
         Ok(())
     }
 
