@@ -148,7 +148,14 @@ pub struct Client {
 struct Inner {
     options: Options,
     down: Rate,
-    /// Built when first needed: each reads the system's certificates.
+    plain: Clients,
+    /// Apart from the plain ones, since making one reads the system's certificates, which takes longer than a request.
+    tls: Clients,
+}
+
+/// Clients by route, made when first needed.
+#[derive(Default)]
+struct Clients {
     proxied: OnceLock<reqwest::Client>,
     direct: OnceLock<reqwest::Client>,
     guarded: OnceLock<reqwest::Client>,
@@ -167,9 +174,8 @@ impl Client {
             inner: Arc::new(Inner {
                 down: Rate::new(options.down),
                 options,
-                proxied: OnceLock::new(),
-                direct: OnceLock::new(),
-                guarded: OnceLock::new(),
+                plain: Clients::default(),
+                tls: Clients::default(),
             }),
         }
     }
@@ -223,7 +229,10 @@ impl Client {
 
     async fn send(&self, url: &Url, get: &Get<'_>) -> Result<Response, NetError> {
         let route = self.inner.options.filter.judge(url)?;
-        let mut request = self.inner.client(route).get(url.clone());
+        let mut request = self
+            .inner
+            .client(route, url.scheme() == "https")
+            .get(url.clone());
         if let Some(accept) = get.accept {
             request = request.header(ACCEPT, HeaderValue::from_static(accept));
         }
@@ -307,35 +316,39 @@ impl Client {
 const ALLOCATE_MAX: usize = (1 << 20) + 1;
 
 impl Inner {
-    fn client(&self, route: Route) -> &reqwest::Client {
+    fn client(&self, route: Route, tls: bool) -> &reqwest::Client {
+        let clients = if tls { &self.tls } else { &self.plain };
         match route {
-            Route::Configured => self.proxied.get_or_init(|| {
-                self.build(|builder| match &self.options.proxy {
-                    Some(proxy) => match reqwest::Proxy::all(proxy) {
-                        Ok(proxy) => builder.proxy(proxy),
-                        Err(error) => {
-                            tracing::error!(%error, "the configured proxy is not usable; no proxy is used");
-                            builder.no_proxy()
-                        }
-                    },
-                    None => builder,
-                })
-            }),
-            Route::ConfiguredInward => self
+            Route::Configured => clients
+                .proxied
+                .get_or_init(|| self.build(tls, |builder| self.proxied(builder))),
+            Route::ConfiguredInward => clients
                 .direct
-                .get_or_init(|| self.build(reqwest::ClientBuilder::no_proxy)),
-            Route::Guarded => self
+                .get_or_init(|| self.build(tls, reqwest::ClientBuilder::no_proxy)),
+            Route::Guarded => clients
                 .guarded
-                .get_or_init(|| self.build(|builder| builder.no_proxy().dns_resolver(Guard))),
+                .get_or_init(|| self.build(tls, |builder| builder.no_proxy().dns_resolver(Guard))),
+        }
+    }
+
+    fn proxied(&self, builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+        match self.options.proxy.as_deref().map(reqwest::Proxy::all) {
+            None => builder,
+            Some(Ok(proxy)) => builder.proxy(proxy),
+            Some(Err(error)) => {
+                tracing::error!(%error, "the configured proxy is not usable; none is used");
+                builder.no_proxy()
+            }
         }
     }
 
     fn build(
         &self,
+        tls: bool,
         shape: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
     ) -> reqwest::Client {
         let base = || {
-            reqwest::Client::builder()
+            let builder = reqwest::Client::builder()
                 .user_agent(concat!("manifs/", env!("CARGO_PKG_VERSION")))
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
@@ -345,7 +358,8 @@ impl Inner {
                 .pool_max_idle_per_host(IDLE_CONNECTIONS)
                 .http1_max_headers(HEADERS_MAX)
                 .http2_max_header_list_size(HEADER_BYTES_MAX)
-                .http2_adaptive_window(true)
+                .http2_adaptive_window(true);
+            shape(builder)
         };
         let certificates = || {
             self.options
@@ -353,15 +367,21 @@ impl Inner {
                 .iter()
                 .flat_map(|pem| reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default())
         };
-        let with_system = shape(base()).tls_certs_merge(certificates()).build();
-        with_system.unwrap_or_else(|error| {
-            // A machine without any certificates can still use plain HTTP, and what the user configured.
-            tracing::warn!(%error, "the system's certificates are not usable; https works with configured ones only");
-            shape(base())
-                .tls_certs_only(certificates())
-                .build()
-                .expect("a client without system certificates needs nothing from the system")
-        })
+        // A proxy itself may be spoken to over TLS.
+        if tls || self.options.proxy.is_some() {
+            match base().tls_certs_merge(certificates()).build() {
+                Ok(client) => return client,
+                // A machine without any certificates can still use plain HTTP, and what the user configured.
+                Err(error) => tracing::warn!(
+                    %error,
+                    "the system's certificates are not usable; https works with configured ones only"
+                ),
+            }
+        }
+        base()
+            .tls_certs_only(certificates())
+            .build()
+            .expect("a client without system certificates needs nothing from the system")
     }
 
     /// The secret for exactly this host and port, where it cannot be overheard.
@@ -421,5 +441,64 @@ fn tell(error: &reqwest::Error) -> NetError {
         NetError::Connect(words)
     } else {
         NetError::Broken(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_leads_inwards_is_found_out_when_it_is_resolved() {
+        let resolved = Guard.resolve("localhost".parse().unwrap()).await;
+        let Err(error) = resolved else {
+            panic!("localhost resolved to a public address");
+        };
+        let error = error.downcast_ref::<FilterError>();
+        assert!(
+            matches!(error, Some(FilterError::Inward { .. })),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_secret_goes_to_its_host_and_only_where_it_cannot_be_overheard() {
+        let secret = Secret::bearer("word\n");
+        let auth = [
+            "gateway.example:443",
+            "gateway.example:80",
+            "127.0.0.1:5001",
+        ]
+        .map(|host| (host.to_owned(), secret.clone()));
+        let client = Client::new(Options {
+            auth: auth.to_vec(),
+            ..Options::default()
+        });
+        let sent = |url: &str| client.inner.secret(&url.parse().unwrap());
+        for url in ["https://gateway.example/x", "http://127.0.0.1:5001/api"] {
+            let value = sent(url).unwrap();
+            assert!(value.is_sensitive());
+            assert_eq!(value.to_str().unwrap(), "Bearer word");
+        }
+        for url in [
+            "http://gateway.example/",
+            "https://gateway.example:8443/",
+            "https://other.example/",
+            "http://127.0.0.1:5002/",
+            "http://127.0.0.2:5001/",
+        ] {
+            assert!(sent(url).is_none(), "{url}");
+        }
+        assert!(!format!("{client:?}").contains("word"));
+    }
+
+    #[test]
+    fn a_client_is_made_without_any_certificates() {
+        let inner = Client::new(Options::default()).inner;
+        for tls in [false, true] {
+            for route in [Route::Configured, Route::ConfiguredInward, Route::Guarded] {
+                inner.client(route, tls);
+            }
+        }
     }
 }
