@@ -1,6 +1,7 @@
 //! What tests of every theme share.
 
 pub(crate) mod content;
+pub(crate) mod home;
 pub(crate) mod hostile;
 pub(crate) mod signed;
 pub(crate) mod trees;

@@ -16,6 +16,7 @@ mod gateway_server;
 mod gateway_source;
 mod keys;
 mod registry;
+mod share;
 mod state;
 mod trust;
 mod unixfs;

@@ -8,7 +8,6 @@
 //! A version is offered once its nodes are in the index ([`Share::refresh`]), so that nobody is told of a version whose
 //! blocks are then not found.
 
-mod fill;
 mod rebuild;
 
 use std::collections::HashSet;
@@ -24,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::block::{BlockRef, Digest};
 use crate::catalog::CatalogError;
-use crate::install::{Installer, Listed, Listing, Tree, catalog_file};
+use crate::install::{
+    CATALOG_ROW, IndexingError, Installer, Listed, Listing, Tree, catalog_file, index_version,
+};
 use crate::manifest::{PackageName, PackageVersion, Pattern};
 use crate::registry::{self, Directory, Moment, Place, Registry, RegistryError};
 use crate::state::State;
@@ -33,7 +34,6 @@ use crate::store::{Index, IndexError, NodeKind, NodeRef, ReadOutcome, Store, Wai
 use super::gateway::{Shared, SharedError};
 use crate::registry::changes::Cursor;
 
-use fill::CATALOG_ROW;
 use rebuild::Rebuilder;
 
 /// The parts of a home that sharing reads.
@@ -194,7 +194,11 @@ impl Share {
             }
             let tree = self.tree(listed).await?;
             let (index, version) = (Arc::clone(&self.parts.index), Arc::clone(listed));
-            blocking(move || fill::fill(&index, &version, &tree)).await?;
+            blocking(move || {
+                let manifest = version.manifest();
+                Ok(index_version(&index, version.slot(), manifest, &tree)?)
+            })
+            .await?;
         }
         self.ready.write().insert(listed.slot());
         Ok(true)
@@ -427,6 +431,21 @@ impl Shared for Share {
 
 impl From<IndexError> for SharedError {
     fn from(error: IndexError) -> Self {
+        SharedError::Failed(error.to_string())
+    }
+}
+
+impl From<IndexingError> for SharedError {
+    fn from(error: IndexingError) -> Self {
+        match error {
+            IndexingError::Catalog(error) => error.into(),
+            IndexingError::Index(error) => error.into(),
+        }
+    }
+}
+
+impl From<std::io::Error> for SharedError {
+    fn from(error: std::io::Error) -> Self {
         SharedError::Failed(error.to_string())
     }
 }

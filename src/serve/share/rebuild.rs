@@ -15,13 +15,12 @@ use parking_lot::Mutex;
 
 use crate::block::Digest;
 use crate::catalog::{CatalogError, Kind, Row};
-use crate::install::{Listed, Tree};
+use crate::install::{CATALOG_ROW, Listed, Tree};
 use crate::store::{Index, NodeKind};
 use crate::unixfs::directory::{self, Entry};
 use crate::unixfs::{Link, NodePlace, file, symlink};
 
 use super::SharedError;
-use super::fill::CATALOG_ROW;
 
 /// Bytes of nodes that are kept after they were built.
 const KEPT_BYTES: usize = 8 << 20;
