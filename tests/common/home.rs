@@ -77,7 +77,7 @@ impl Home {
         let listing = Arc::new(Listing::new(move |names| {
             let (numbers, saved) = numbers.numbers().assign(names);
             saved.unwrap();
-            numbers.into_iter().map(Into::into).collect()
+            numbers
         }));
         let fetcher = Fetcher::new(
             manifs::fetch::Options::default(),
