@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 
-use crate::manifest::PackageName;
+use crate::manifest::Pattern;
 use crate::manifest::time::parse_duration;
 use crate::store::Verify;
 
@@ -316,46 +316,17 @@ impl Default for RegistrySection {
 
 /// Which packages are served: `*`, `scope/*` or a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Share {
-    /// Every package.
-    All,
-    /// Every package of a scope.
-    Scope(String),
-    /// One package.
-    Name(PackageName),
-}
-
-impl Share {
-    /// Returns whether a package is meant.
-    pub fn covers(&self, name: &PackageName) -> bool {
-        match self {
-            Share::All => true,
-            Share::Scope(scope) => name.scope() == Some(scope),
-            Share::Name(own) => own == name,
-        }
-    }
-}
-
-impl FromStr for Share {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_suffix("/*") {
-            _ if text == "*" => Ok(Share::All),
-            Some(scope) => {
-                crate::manifest::check_part(scope).map(|()| Share::Scope(scope.to_owned()))
-            }
-            None => text.parse().map(Share::Name),
-        }
-        .map_err(|_| format!("{text:?} is no pattern: expected *, scope/* or a package name"))
-    }
-}
+pub struct Share(pub Pattern);
 
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        let text = String::deserialize(deserializer)?;
+        let wrong = |_| {
+            D::Error::custom(format!(
+                "{text:?} is no pattern: expected *, scope/* or a package name"
+            ))
+        };
+        text.parse().map(Share).map_err(wrong)
     }
 }
 
@@ -576,7 +547,7 @@ mod tests {
         let covers = |name: &str| {
             share[1..]
                 .iter()
-                .any(|share| share.covers(&name.parse().unwrap()))
+                .any(|share| share.0.matches(&name.parse().unwrap()))
         };
         assert_eq!(
             [

@@ -1,3 +1,7 @@
 //! The `manifs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    manifs::cli::main()
+}

@@ -12,7 +12,11 @@ use crate::install::Tree;
 /// # Errors
 /// [`CatalogError`] of a row that cannot be read.
 pub(super) fn rows(tree: &Tree, top: u32) -> Rows<'_> {
-    Rows { tree, level: top..top + 1, next: u32::MAX..0 }
+    Rows {
+        tree,
+        level: top..top + 1,
+        next: u32::MAX..0,
+    }
 }
 
 /// An iterator over the rows of a subtree.

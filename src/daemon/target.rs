@@ -46,27 +46,50 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError::Syntax`], [`TargetError::AboveVersions`].
-    pub fn parse(text: &str, mounts: &[&Path], known: impl Fn(&PackageName) -> bool) -> Result<Target, TargetError> {
-        if let Some(below) = mounts.iter().find_map(|mount| Path::new(text).strip_prefix(mount).ok()) {
+    pub fn parse(
+        text: &str,
+        mounts: &[&Path],
+        known: impl Fn(&PackageName) -> bool,
+    ) -> Result<Target, TargetError> {
+        if let Some(below) = mounts
+            .iter()
+            .find_map(|mount| Path::new(text).strip_prefix(mount).ok())
+        {
             return Target::below_mount(text, &below.to_string_lossy(), known);
         }
         let syntax = || TargetError::Syntax(text.to_owned());
         let (name, rest) = match text.split_once('@') {
-            Some((name, rest)) => (name.parse::<PackageName>().map_err(|_| syntax())?, Some(rest)),
-            None => (PackageName::try_from_prefix(text, &known).ok_or_else(syntax)?, None),
+            Some((name, rest)) => (
+                name.parse::<PackageName>().map_err(|_| syntax())?,
+                Some(rest),
+            ),
+            None => (
+                PackageName::try_from_prefix(text, &known).ok_or_else(syntax)?,
+                None,
+            ),
         };
         let (version, path) = match rest {
-            Some(rest) => rest.split_once('/').map_or((Some(rest), ""), |(version, path)| (Some(version), path)),
+            Some(rest) => rest
+                .split_once('/')
+                .map_or((Some(rest), ""), |(version, path)| (Some(version), path)),
             None => (None, text[name.as_str().len()..].trim_start_matches('/')),
         };
         let version = match version {
             None | Some(LATEST) => None,
             Some(version) => Some(version.parse().map_err(|_| syntax())?),
         };
-        Ok(Target { name, version, path: path.trim_matches('/').as_bytes().to_vec() })
+        Ok(Target {
+            name,
+            version,
+            path: path.trim_matches('/').as_bytes().to_vec(),
+        })
     }
 
-    fn below_mount(text: &str, below: &str, known: impl Fn(&PackageName) -> bool) -> Result<Target, TargetError> {
+    fn below_mount(
+        text: &str,
+        below: &str,
+        known: impl Fn(&PackageName) -> bool,
+    ) -> Result<Target, TargetError> {
         let above = || TargetError::AboveVersions(text.to_owned());
         let name = PackageName::try_from_prefix(below, &known).ok_or_else(above)?;
         let rest = below[name.as_str().len()..].trim_start_matches('/');
@@ -76,7 +99,11 @@ impl Target {
             LATEST => None,
             version => Some(version.parse().map_err(|_| above())?),
         };
-        Ok(Target { name, version, path: path.trim_matches('/').as_bytes().to_vec() })
+        Ok(Target {
+            name,
+            version,
+            path: path.trim_matches('/').as_bytes().to_vec(),
+        })
     }
 
     /// Finds the version that is meant.
@@ -90,8 +117,14 @@ impl Target {
         if listing.versions(&self.name).is_empty() {
             return Err(TargetError::NoPackage(self.name.clone()));
         }
-        let version = self.version.as_ref().map_or_else(|| LATEST.to_owned(), ToString::to_string);
-        Err(TargetError::NoVersion { name: self.name.clone(), version })
+        let version = self
+            .version
+            .as_ref()
+            .map_or_else(|| LATEST.to_owned(), ToString::to_string);
+        Err(TargetError::NoVersion {
+            name: self.name.clone(),
+            version,
+        })
     }
 }
 
@@ -100,13 +133,18 @@ impl PackageName {
     fn try_from_prefix(path: &str, known: &impl Fn(&PackageName) -> bool) -> Option<PackageName> {
         let mut parts = path.splitn(3, '/').filter(|part| !part.is_empty());
         let first = parts.next()?;
-        let scoped = parts.next().and_then(|second| format!("{first}/{second}").parse::<PackageName>().ok());
+        let scoped = parts
+            .next()
+            .and_then(|second| format!("{first}/{second}").parse::<PackageName>().ok());
         match scoped {
             Some(scoped) if known(&scoped) => Some(scoped),
             scoped => {
                 let plain = first.parse::<PackageName>().ok();
                 // Neither is known: two parts are more likely a scoped name that is not there than a path.
-                plain.filter(|name| known(name)).or(scoped).or_else(|| first.parse().ok())
+                plain
+                    .filter(|name| known(name))
+                    .or(scoped)
+                    .or_else(|| first.parse().ok())
             }
         }
     }
@@ -120,10 +158,18 @@ mod tests {
         let known = |name: &PackageName| ["plain", "acme/tools"].contains(&name.as_str());
         let target = Target::parse(text, &[Path::new("/mnt/p")], known)?;
         let path = String::from_utf8(target.path).unwrap();
-        Ok((target.name.to_string(), target.version.map(|version| version.to_string()), path))
+        Ok((
+            target.name.to_string(),
+            target.version.map(|version| version.to_string()),
+            path,
+        ))
     }
 
-    fn is(name: &str, version: Option<&str>, path: &str) -> Result<(String, Option<String>, String), TargetError> {
+    fn is(
+        name: &str,
+        version: Option<&str>,
+        path: &str,
+    ) -> Result<(String, Option<String>, String), TargetError> {
         Ok((name.into(), version.map(Into::into), path.into()))
     }
 
@@ -133,11 +179,20 @@ mod tests {
         assert_eq!(parse("plain/bin/x"), is("plain", None, "bin/x"));
         assert_eq!(parse("acme/tools"), is("acme/tools", None, ""));
         assert_eq!(parse("acme/tools/bin/"), is("acme/tools", None, "bin"));
-        assert_eq!(parse("acme/tools@1.0.0/bin"), is("acme/tools", Some("1.0.0"), "bin"));
+        assert_eq!(
+            parse("acme/tools@1.0.0/bin"),
+            is("acme/tools", Some("1.0.0"), "bin")
+        );
         assert_eq!(parse("acme/tools@latest"), is("acme/tools", None, ""));
         assert_eq!(parse("other/thing"), is("other/thing", None, ""));
-        assert_eq!(parse("plain@1.0.0-rc.1"), is("plain", Some("1.0.0-rc.1"), ""));
-        assert_eq!(parse("/mnt/p/acme/tools/1.0.0/a b"), is("acme/tools", Some("1.0.0"), "a b"));
+        assert_eq!(
+            parse("plain@1.0.0-rc.1"),
+            is("plain", Some("1.0.0-rc.1"), "")
+        );
+        assert_eq!(
+            parse("/mnt/p/acme/tools/1.0.0/a b"),
+            is("acme/tools", Some("1.0.0"), "a b")
+        );
         assert_eq!(parse("/mnt/p/plain/latest"), is("plain", None, ""));
         for above in ["/mnt/p", "/mnt/p/plain", "/mnt/p/plain/nonsense"] {
             assert_eq!(parse(above), Err(TargetError::AboveVersions(above.into())));

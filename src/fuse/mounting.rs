@@ -133,11 +133,13 @@ pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
 
 /// Mounts and returns the device's descriptor, from which the session is served.
 pub(super) fn mount(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    if rustix::process::geteuid().is_root() {
+    let device = if rustix::process::geteuid().is_root() {
         mount_as_root(mountpoint, options)
     } else {
         mount_by_helper(mountpoint, options)
-    }
+    }?;
+    OURS.lock().push(mountpoint.to_path_buf());
+    Ok(device)
 }
 
 /// Detaches the mount at once, whoever has files open in it.
@@ -290,6 +292,14 @@ pub struct MountEntry {
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))
 }
+
+/// Returns whether a mount's daemon is this process: it has the device open, and no other mount of ours is asked.
+pub fn is_served_by_us(mount: &MountEntry) -> bool {
+    OURS.lock().contains(&mount.mountpoint)
+}
+
+/// Mount points that this process has made and not unmade.
+static OURS: parking_lot::Mutex<Vec<PathBuf>> = parking_lot::Mutex::new(Vec::new());
 
 /// Reads `36 35 0:98 / /mnt rw,noatime shared:1 - fuse.manifs manifs rw` (proc(5)).
 fn parse_mountinfo(text: &[u8]) -> Vec<MountEntry> {

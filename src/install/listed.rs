@@ -63,6 +63,11 @@ impl Listed {
         self.manifest.signers().iter().copied()
     }
 
+    /// Returns the pattern of the trust rule that accepted it.
+    pub fn rule(&self) -> String {
+        self.manifest.pattern().to_string()
+    }
+
     /// Returns whether the trust rule lets this package's symlinks leave it.
     pub fn links_may_leave(&self) -> bool {
         self.manifest.links() == Links::Any

@@ -84,10 +84,10 @@ pub enum Request {
     PublishFinish {
         /// The job that [`Prepared`] names.
         job: String,
-        /// The signed manifest.
-        manifest: String,
-        /// The signed release index.
-        index: String,
+        /// The signed manifest, where one was to be signed.
+        manifest: Option<String>,
+        /// The signed release index, where one was to be signed.
+        index: Option<String>,
     },
     /// Nothing: forgets a prepared job.
     PublishCancel {
@@ -175,9 +175,9 @@ pub struct PublishOptions {
 pub struct Prepared {
     /// To be named when the envelopes are handed back; none: nothing is left to do.
     pub job: Option<String>,
-    /// The manifest's canonical JSON.
-    pub manifest: String,
-    /// The release index's canonical JSON.
+    /// The manifest's canonical JSON, if it is to be signed.
+    pub manifest: Option<String>,
+    /// The release index's canonical JSON, if it is to be signed.
     pub index: Option<String>,
     /// The version exists already with the same content.
     pub unchanged: bool,
@@ -242,6 +242,8 @@ pub struct Status {
     pub version: String,
     /// Where it mounts.
     pub mounts: Vec<PathBuf>,
+    /// Whether it ends when the last of them goes.
+    pub ends_with_last_mount: bool,
     /// Where it serves; none: it does not.
     pub gateway: Option<String>,
     /// What keeps it from doing all it should.

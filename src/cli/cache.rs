@@ -1,0 +1,143 @@
+//! What an admin does with the store.
+
+use clap::Args;
+use serde_json::json;
+
+use super::output;
+use super::{Context, Error};
+use crate::serve::control::{Done, Event, Reply, Request};
+
+/// What is meant.
+#[derive(Debug, Args)]
+struct Targets {
+    /// PACKAGE, PACKAGE@VERSION, either with /PATH, or a path below a mount.
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Fetches ahead of use, verified and durable. Interrupted, it goes on where it was.
+#[derive(Debug, Args)]
+pub(super) struct Warm {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+/// Keeps from being evicted.
+#[derive(Debug, Args)]
+pub(super) struct Pin {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+/// Takes a pin back.
+#[derive(Debug, Args)]
+pub(super) struct Unpin {
+    #[command(flatten)]
+    targets: Targets,
+}
+
+/// Drops from the store what is not pinned; without a target, everything.
+#[derive(Debug, Args)]
+pub(super) struct Evict {
+    /// PACKAGE, PACKAGE@VERSION, either with /PATH, or a path below a mount.
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Warm {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let json = self.targets.json;
+        let done = ask(
+            context,
+            &Request::Warm {
+                targets: self.targets.targets,
+            },
+        )?;
+        say(
+            context,
+            json,
+            &done,
+            &format!(
+                "{} files, {} here; {} fetched",
+                done.files,
+                output::bytes(done.bytes),
+                output::bytes(done.moved)
+            ),
+        )
+    }
+}
+
+impl Pin {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let json = self.targets.json;
+        let done = ask(
+            context,
+            &Request::Pin {
+                targets: self.targets.targets,
+            },
+        )?;
+        say(
+            context,
+            json,
+            &done,
+            &format!("{} files, {}", done.files, output::bytes(done.bytes)),
+        )
+    }
+}
+
+impl Unpin {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let json = self.targets.json;
+        let done = ask(
+            context,
+            &Request::Unpin {
+                targets: self.targets.targets,
+            },
+        )?;
+        say(context, json, &done, &format!("{} files", done.files))
+    }
+}
+
+impl Evict {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let done = ask(
+            context,
+            &Request::Evict {
+                targets: self.targets,
+            },
+        )?;
+        say(
+            context,
+            self.json,
+            &done,
+            &format!("{} files, {} freed", done.files, output::bytes(done.moved)),
+        )
+    }
+}
+
+fn ask(context: &Context, request: &Request) -> Result<Done, Error> {
+    let mut shown = context.output.progress();
+    let value = context.session()?.ask(request, &[], &mut |reply| {
+        if let Reply::Event(Event::Progress(progress)) = reply {
+            shown.update(&progress);
+        }
+        Ok(())
+    })?;
+    drop(shown);
+    Ok(serde_json::from_value(value).map_err(std::io::Error::from)?)
+}
+
+fn say(context: &Context, as_json: bool, done: &Done, text: &str) -> Result<(), Error> {
+    if as_json {
+        output::json(&json!(done))?;
+    } else {
+        context.output.say(text);
+    }
+    Ok(())
+}

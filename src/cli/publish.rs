@@ -1,0 +1,249 @@
+//! Publishing: the home walks and stores, this process signs.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rustix::fs::{Mode, OFlags};
+
+use super::keys::private_key;
+use super::output::{self, bytes};
+use super::{Context, Error};
+use crate::config::variable;
+use crate::manifest::{Envelope, Manifest, PrivateKey, ReleaseIndex, Signed};
+use crate::serve::control::{
+    Event, Failure, FailureKind, Prepared, PublishOptions, Published, Reply, Request,
+};
+
+/// Publishes a directory as a signed version.
+#[derive(Debug, Args)]
+pub(super) struct Publish {
+    /// The directory.
+    directory: PathBuf,
+    /// The package: name, or scope/name.
+    #[arg(long)]
+    name: String,
+    /// The version, as semver has it.
+    #[arg(long)]
+    version: String,
+    /// The key to sign with: a file, or a name in keys/.
+    #[arg(long, default_value = "default")]
+    key: String,
+    /// The directory of a registry; without it the home's own.
+    #[arg(long)]
+    registry: Option<String>,
+    /// Walks and hashes, and says what would be published.
+    #[arg(long)]
+    dry_run: bool,
+    /// Keeps permission bits and all times.
+    #[arg(long)]
+    preserve: bool,
+    /// Sets every time, in seconds since 1970 (also SOURCE_DATE_EPOCH).
+    #[arg(long)]
+    mtime: Option<i64>,
+    /// Publishes what is refused otherwise: links that leave, names that differ only in case, likely secrets.
+    #[arg(long, value_name = "links|case|secrets")]
+    allow: Vec<String>,
+    /// Makes `latest` this version.
+    #[arg(long, conflicts_with = "no_latest")]
+    latest: bool,
+    /// Leaves `latest` as it is.
+    #[arg(long)]
+    no_latest: bool,
+    /// What it is, in a sentence.
+    #[arg(long)]
+    description: Option<String>,
+    /// Its license, as an SPDX expression.
+    #[arg(long)]
+    license: Option<String>,
+    /// Its homepage.
+    #[arg(long)]
+    homepage: Option<String>,
+    /// A word to search for; several times for several.
+    #[arg(long = "keyword")]
+    keywords: Vec<String>,
+    /// Who publishes it; free text, never identity.
+    #[arg(long)]
+    publisher: Option<String>,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Publish {
+    pub(super) fn run(self, context: &Context) -> Result<(), Error> {
+        let mtime = match self.mtime {
+            None => source_date_epoch()?,
+            some => some,
+        };
+        // Before the work, so that a missing key or a mistyped password costs nothing.
+        let key = if self.dry_run {
+            None
+        } else {
+            Some(private_key(context, &self.key)?)
+        };
+        let directory = open(&self.directory)?;
+        let options = PublishOptions {
+            name: self.name,
+            version: self.version,
+            directory: self.directory.display().to_string(),
+            registry: self.registry.map(|place| absolute(&place)).transpose()?,
+            dry_run: self.dry_run,
+            preserve: self.preserve,
+            mtime,
+            allow: self.allow,
+            latest: if self.latest {
+                Some(true)
+            } else {
+                self.no_latest.then_some(false)
+            },
+            description: self.description,
+            license: self.license,
+            homepage: self.homepage,
+            keywords: self.keywords,
+            publisher: self.publisher,
+        };
+        let package = format!("{}@{}", options.name, options.version);
+        let mut session = context.session()?;
+        let mut shown = context.output.progress();
+        let request = Request::PublishPrepare { options };
+        let value = session.ask(&request, &[directory.as_fd()], &mut |reply| {
+            if let Reply::Event(Event::Progress(progress)) = reply {
+                shown.update(&progress);
+            }
+            Ok(())
+        })?;
+        drop(shown);
+        let prepared: Prepared = serde_json::from_value(value).map_err(Failure::failed)?;
+        prepared
+            .notes
+            .iter()
+            .for_each(|note| context.output.say(note));
+        let Some(key) = key else {
+            return say(&package, &prepared, None, self.json);
+        };
+        let Some(job) = prepared.job.clone() else {
+            return say(&package, &prepared, None, self.json);
+        };
+        let envelopes = match sign(&prepared, &key) {
+            Ok(envelopes) => envelopes,
+            Err(failure) => {
+                let _ = session.ask(&Request::PublishCancel { job }, &[], &mut |_| Ok(()));
+                return Err(failure.into());
+            }
+        };
+        let request = Request::PublishFinish {
+            job,
+            manifest: envelopes.0,
+            index: envelopes.1,
+        };
+        let published: Published = session.get(&request)?;
+        say(&package, &prepared, Some(&published), self.json)
+    }
+}
+
+/// Signs what was prepared: manifest and release index.
+fn sign(
+    prepared: &Prepared,
+    key: &PrivateKey,
+) -> Result<(Option<String>, Option<String>), Failure> {
+    let envelope = |signed: Signed| {
+        let envelope = Envelope::sign(&signed, &[key])
+            .map_err(|error| Failure::failed(&error).hint(error.hint()))?;
+        String::from_utf8(envelope.bytes().to_vec()).map_err(Failure::failed)
+    };
+    let manifest = prepared
+        .manifest
+        .as_ref()
+        .map(|text| Manifest::parse(text.as_bytes()))
+        .transpose()
+        .map_err(Failure::failed)?;
+    let index = prepared
+        .index
+        .as_ref()
+        .map(|text| ReleaseIndex::parse(text.as_bytes()))
+        .transpose()
+        .map_err(Failure::failed)?;
+    Ok((
+        manifest.map(Signed::from).map(envelope).transpose()?,
+        index.map(Signed::from).map(envelope).transpose()?,
+    ))
+}
+
+fn say(
+    package: &str,
+    prepared: &Prepared,
+    published: Option<&Published>,
+    as_json: bool,
+) -> Result<(), Error> {
+    if as_json {
+        let object = serde_json::json!({
+            "package": package,
+            "manifest": prepared.id,
+            "root": prepared.root,
+            "files": prepared.files,
+            "directories": prepared.directories,
+            "bytes": prepared.bytes,
+            "unchanged": prepared.unchanged,
+            "registry": published.map(|published| &published.registry),
+        });
+        return Ok(output::json(&object)?);
+    }
+    let what = match published {
+        _ if prepared.unchanged => {
+            format!("{package} exists with the same content: nothing changed")
+        }
+        Some(published) => format!("published {package} to {}", published.registry),
+        None => format!("would publish {package}"),
+    };
+    output::line(&what)?;
+    output::line(&format!(
+        "{} files in {} directories, {}",
+        prepared.files,
+        prepared.directories,
+        bytes(prepared.bytes)
+    ))?;
+    output::line(&format!("root     {}", prepared.root))?;
+    output::line(&format!("manifest {}", prepared.id))?;
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+        let failure = Failure::failed(format!(
+            "{}: {}",
+            path.display(),
+            std::io::Error::from(error)
+        ));
+        if error == rustix::io::Errno::NOTDIR {
+            failure.hint("publish the directory that holds it")
+        } else {
+            failure
+        }
+    })
+}
+
+fn absolute(place: &str) -> Result<String, Failure> {
+    if place.contains("://") {
+        return Ok(place.to_owned());
+    }
+    Ok(std::path::absolute(place)
+        .map_err(Failure::failed)?
+        .display()
+        .to_string())
+}
+
+/// Reads the time that reproducible builds set (https://reproducible-builds.org/specs/source-date-epoch/).
+fn source_date_epoch() -> Result<Option<i64>, Failure> {
+    let Some(text) = variable("SOURCE_DATE_EPOCH") else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        Failure::new(
+            FailureKind::Usage,
+            format!("SOURCE_DATE_EPOCH={text:?} is no number of seconds"),
+        )
+        .hint("unset it, or set it to whole seconds since 1970")
+    })
+}

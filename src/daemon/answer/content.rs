@@ -1,0 +1,128 @@
+//! Bytes of files, verified, without a mount.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use serde_json::Value;
+
+use super::{catalog_failure, fetch_failure, value};
+use crate::block::{BLOCK_BYTES, Block};
+use crate::catalog::{Kind, verify_ids};
+use crate::daemon::{Home, subtree};
+use crate::fetch::Priority;
+use crate::install::{Listed, Tree, want_of};
+use crate::serve::control::{Failure, FailureKind, Progress, Replies, Verification};
+
+/// Blocks of one request in flight.
+const AHEAD: usize = 16;
+
+impl Home {
+    pub(super) async fn read(
+        &self,
+        target: &str,
+        offset: u64,
+        len: Option<u64>,
+        replies: &Replies,
+    ) -> Result<Value, Failure> {
+        let (target, version) = self.find(target)?;
+        let (tree, number, row) = self.row(&target, &version).await?;
+        match row.kind() {
+            Kind::File => {}
+            Kind::Directory => {
+                return Err(Failure::failed(format!(
+                    "{:?} is a directory",
+                    String::from_utf8_lossy(&target.path)
+                )));
+            }
+            Kind::Symlink => {
+                let points = tree
+                    .target(&row)
+                    .map_err(|error| catalog_failure(&version, &error))?;
+                let points = String::from_utf8_lossy(&points).into_owned();
+                return Err(Failure::failed(format!("it is a symlink to {points:?}"))
+                    .hint("name the file it points to"));
+            }
+        }
+        let end = len.map_or(row.size(), |len| offset.saturating_add(len).min(row.size()));
+        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES).max(offset / BLOCK_BYTES);
+        let mut fetched = futures::stream::iter(blocks)
+            .map(|index| {
+                let block = self.block(&version, &tree, number, index);
+                async move { Ok::<_, Failure>((index, block.await?)) }
+            })
+            .buffered(AHEAD);
+        while let Some(found) = fetched.next().await {
+            let (index, block) = found?;
+            let start = index * BLOCK_BYTES;
+            let from = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
+            let to = usize::try_from(end - start)
+                .unwrap_or(usize::MAX)
+                .min(block.bytes().len());
+            if from < to {
+                replies.data(block.bytes().slice(from..to)).await?;
+            }
+        }
+        value(())
+    }
+
+    async fn block(
+        &self,
+        version: &Arc<Listed>,
+        tree: &Arc<Tree>,
+        number: u32,
+        index: u64,
+    ) -> Result<Block, Failure> {
+        let failed = |error| catalog_failure(version, &error);
+        let row = tree.row(number).map_err(failed)?;
+        let want = tree
+            .block(&row, index)
+            .and_then(|block| want_of(version, tree, number, block))
+            .map_err(failed)?;
+        self.fetcher
+            .get(want, Priority::Foreground)
+            .await
+            .map_err(|error| fetch_failure(&error))
+    }
+
+    /// Fetches and checks everything of a version: every block, and the id of every entry.
+    pub(super) async fn verify(
+        &self,
+        target: &str,
+        replies: &Replies,
+    ) -> Result<Verification, Failure> {
+        let (target, version) = self.find(target)?;
+        let (tree, top, _) = self.row(&target, &version).await?;
+        let checked = Arc::clone(&tree);
+        let ids = tokio::task::spawn_blocking(move || verify_ids(&checked))
+            .await
+            .map_err(Failure::failed)?;
+        ids.map_err(|error| Failure::new(FailureKind::Refused, catalog_failure(&version, &error)))?;
+        let mut verification = Verification {
+            package: version.package().to_string(),
+            id: version.manifest_id().to_string(),
+            signers: version.signers().map(|key| key.to_string()).collect(),
+            ..Verification::default()
+        };
+        for found in subtree::rows(&tree, top) {
+            let (number, row) = found.map_err(|error| catalog_failure(&version, &error))?;
+            if row.kind() != Kind::File {
+                continue;
+            }
+            let mut blocks = futures::stream::iter(0..row.blocks())
+                .map(|index| self.block(&version, &tree, number, index))
+                .buffer_unordered(AHEAD);
+            while let Some(block) = blocks.next().await {
+                block?;
+            }
+            verification.files += 1;
+            verification.bytes += row.size();
+            replies.progress(Progress {
+                step: "verify".into(),
+                done: verification.bytes,
+                total: version.manifest().bytes,
+                bytes: true,
+            });
+        }
+        Ok(verification)
+    }
+}

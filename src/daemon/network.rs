@@ -1,0 +1,226 @@
+//! The home's sources and registries, made from its configuration and what was added by hand.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use url::Url;
+
+use super::Home;
+use super::follow::Followed;
+use crate::config::Config;
+use crate::durable;
+use crate::net::{self, AddressFilter, Allow};
+use crate::registry::{Directory, Http, HttpOptions, Registry};
+use crate::serve::control::{Failure, FailureKind};
+use crate::source::BlockSource;
+use crate::source::gateway::Gateway;
+use crate::source::local::Local;
+
+/// Where registries that were added by hand are written down.
+const REGISTRIES: &str = "registries.json";
+
+/// Returns whether a place is on a web server.
+pub(super) fn is_url(place: &str) -> bool {
+    place.starts_with("http://") || place.starts_with("https://")
+}
+
+impl Home {
+    fn registries_path(&self) -> PathBuf {
+        self.state.dir().join(REGISTRIES)
+    }
+
+    /// Returns the registries that were added by hand, in order.
+    pub(super) fn added_registries(&self) -> Result<Vec<String>, Failure> {
+        let path = self.registries_path();
+        let read = durable::read_json::<Vec<String>>(&path);
+        Ok(read
+            .map_err(|error| Failure::failed(format!("{}: {error}", path.display())))?
+            .unwrap_or_default())
+    }
+
+    /// Adds a registry: a URL, or a directory.
+    pub(super) fn add_registry(self: &Arc<Self>, place: &str) -> Result<(), Failure> {
+        let usage = |message: String| Failure::new(FailureKind::Usage, message);
+        let place = if is_url(place) {
+            let url = Url::parse(place)
+                .map_err(|error| usage(format!("{place} is not a URL: {error}")))?;
+            if url.host_str().is_none() {
+                return Err(usage(format!("{place} names no host")));
+            }
+            place.trim_end_matches('/').to_owned()
+        } else if place.contains("://") {
+            return Err(usage(format!(
+                "{place}: only http, https and directories can be registries so far"
+            )));
+        } else {
+            let path = std::path::absolute(place).map_err(Failure::failed)?;
+            path.to_str()
+                .ok_or_else(|| usage(format!("{place} is not UTF-8")))?
+                .to_owned()
+        };
+        let mut added = self.added_registries()?;
+        if added.contains(&place) {
+            return Ok(());
+        }
+        added.push(place);
+        self.save_registries(&added)?;
+        self.connect()
+    }
+
+    /// Takes a registry away; what it listed stays listed.
+    pub(super) fn remove_registry(self: &Arc<Self>, place: &str) -> Result<(), Failure> {
+        let absolute = std::path::absolute(place).unwrap_or_default();
+        let same =
+            |known: &String| known == place.trim_end_matches('/') || Path::new(known) == absolute;
+        let mut added = self.added_registries()?;
+        let before = added.len();
+        added.retain(|known| !same(known));
+        if added.len() == before {
+            return Err(Failure::new(
+                FailureKind::NotFound,
+                format!("{place} is not among the registries"),
+            )
+            .hint("`manifs registry list` shows them"));
+        }
+        self.save_registries(&added)?;
+        self.connect()
+    }
+
+    fn save_registries(&self, added: &[String]) -> Result<(), Failure> {
+        durable::write_json(&self.registries_path(), added).map_err(Failure::failed)
+    }
+
+    /// Makes client, sources and registries anew from configuration and additions.
+    pub(super) fn connect(self: &Arc<Self>) -> Result<(), Failure> {
+        let config = self.config.load_full();
+        let added = self.added_registries()?;
+        let urls: Vec<&String> = added.iter().filter(|place| is_url(place)).collect();
+        let client = client(
+            &config,
+            urls.iter().copied().chain(&config.sources.gateways),
+        )?;
+        let mut sources: Vec<Arc<dyn BlockSource>> = Vec::new();
+        let mut seen = BTreeSet::new();
+        // A registry by URL may be a daemon, which then has the blocks too.
+        for base in config.sources.gateways.iter().chain(urls) {
+            let base = base.trim_end_matches('/');
+            if seen.insert(base.to_owned()) {
+                sources.push(Arc::new(Gateway::new(base, client.clone())));
+            }
+        }
+        for path in &config.sources.local {
+            match Local::open(path) {
+                Ok(local) => sources.push(Arc::new(local)),
+                Err(error) => {
+                    let note = format!("[sources] local: {}: {error}", path.display());
+                    tracing::warn!("{note}");
+                    self.notes.lock().push(note);
+                }
+            }
+        }
+        self.fetcher.set_sources(sources);
+        self.set_registries(&added, &client, &config);
+        Ok(())
+    }
+
+    fn set_registries(self: &Arc<Self>, added: &[String], client: &net::Client, config: &Config) {
+        let mut followed = self.followed.lock();
+        let own = self.state.published().dir().display().to_string();
+        let default = self.paths.registry.display().to_string();
+        // Own publications first: they are listed whatever registry they were announced in.
+        let wanted: Vec<&str> = [own.as_str(), default.as_str()]
+            .into_iter()
+            .chain(added.iter().map(String::as_str))
+            .collect();
+        let mut kept: Vec<Arc<Followed>> = Vec::new();
+        for old in followed.drain(..) {
+            if wanted.contains(&old.place()) {
+                kept.push(old)
+            } else {
+                old.stop()
+            }
+        }
+        for place in &wanted {
+            if kept.iter().any(|known| known.place() == *place) {
+                continue;
+            }
+            let registry: Arc<dyn Registry> = if is_url(place) {
+                Arc::new(Http::new(
+                    place,
+                    client.clone(),
+                    HttpOptions {
+                        interval: config.registry.interval,
+                    },
+                ))
+            } else {
+                Arc::new(Directory::new(place))
+            };
+            kept.push(Arc::new(Followed::new(place, registry)));
+        }
+        *followed = kept;
+        drop(followed);
+        self.follow_all();
+    }
+
+    /// Opens the registry that a publication goes to: a directory, or an added registry by its place.
+    pub(super) fn registry_for(&self, place: Option<&str>) -> Result<Arc<dyn Registry>, Failure> {
+        let place = match place {
+            None => return Ok(Arc::new(Directory::new(&self.paths.registry))),
+            Some(place) => place,
+        };
+        if is_url(place) {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                format!("{place}: a registry on a web server can only be read"),
+            )
+            .hint("publish to a directory, and serve it"));
+        }
+        Ok(Arc::new(Directory::new(
+            std::path::absolute(place).map_err(Failure::failed)?,
+        )))
+    }
+}
+
+/// Makes the one client: every host that the configuration or the user named may be dialled.
+fn client<'a>(
+    config: &Config,
+    urls: impl Iterator<Item = &'a String>,
+) -> Result<net::Client, Failure> {
+    let usage =
+        |message: String| Failure::new(FailureKind::Usage, message).hint("see docs/config.md");
+    let mut allow = Vec::new();
+    for text in &config.net.allow {
+        allow.push(
+            text.parse::<Allow>()
+                .map_err(|error| usage(format!("[net] allow: {error}")))?,
+        );
+    }
+    for url in urls {
+        let parsed = Url::parse(url).map_err(|error| usage(format!("{url}: {error}")))?;
+        allow.extend(Allow::url(&parsed));
+    }
+    let mut ca = Vec::new();
+    if let Some(path) = &config.net.ca {
+        ca.push(
+            std::fs::read(path)
+                .map_err(|error| usage(format!("[net] ca: {}: {error}", path.display())))?,
+        );
+    }
+    let mut auth = Vec::new();
+    for (host, word) in &config.net.auth {
+        let path = word.strip_prefix("bearer-file:");
+        let path =
+            path.ok_or_else(|| usage(format!("[net.auth] {host}: expected bearer-file:PATH")))?;
+        let token = std::fs::read_to_string(path)
+            .map_err(|error| usage(format!("[net.auth] {host}: {path}: {error}")))?;
+        auth.push((host.clone(), net::Secret::bearer(&token)));
+    }
+    Ok(net::Client::new(net::Options {
+        filter: AddressFilter::new(allow),
+        proxy: config.net.proxy.clone(),
+        ca,
+        auth,
+        down: config.fetch.down.0,
+    }))
+}
