@@ -4,6 +4,7 @@
 //! the store and valid ([`Tree`], by the [`Installer`]). [`Updater`] carries envelopes from registries through the trust
 //! policy into the [`Listing`]; nothing else lists anything, also on the machine that published it.
 
+mod index;
 mod installer;
 mod listed;
 mod listing;
@@ -12,6 +13,7 @@ mod pages;
 mod tree;
 mod update;
 
+pub use index::{CATALOG_ROW, IndexingError, index_version};
 pub use installer::{InstallError, Installer};
 pub use listed::Listed;
 pub use listing::{Change, Listing, Refusal};
