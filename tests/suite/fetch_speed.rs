@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use manifs::block::{BlockRef, Digest, FileRef};
-use manifs::fetch::{Fetcher, Options, Priority};
+use manifs::fetch::{Fetcher, Options, Priority, Shelf};
 use manifs::net::{AddressFilter, Client};
 use manifs::source::{BlockSource, Gateway, Want};
+use manifs::store::{self, Store};
 
 use crate::common::full;
 use crate::common::hostile::{Hostile, Manner};
@@ -34,16 +35,12 @@ fn blocks(count: u64, len: usize) -> Vec<(Want, Bytes)> {
 }
 
 /// Fetches all blocks, 32 at once, and returns the time it took.
-async fn fetch(servers: &[&Hostile], blocks: &[(Want, Bytes)]) -> Duration {
+async fn fetch(servers: &[&Hostile], blocks: &[(Want, Bytes)], shelf: Arc<dyn Shelf>) -> Duration {
     let client = Client::new(manifs::net::Options {
         filter: AddressFilter::new(vec!["127.0.0.1".parse().unwrap()]),
         ..Default::default()
     });
-    let fetcher = Fetcher::new(
-        Options::default(),
-        Arc::new(()),
-        tokio::runtime::Handle::current(),
-    );
+    let fetcher = Fetcher::new(Options::default(), shelf, tokio::runtime::Handle::current());
     let gateways = servers.iter().map(|server| {
         Arc::new(Gateway::new(&server.url(), client.clone())) as Arc<dyn BlockSource>
     });
@@ -86,7 +83,11 @@ fn blocks_per_second_through_one_gateway_and_beside_a_liar() {
         let honest = Hostile::start(Manner::Honest, &bodies);
         let mut alone = f64::INFINITY;
         for _ in 0..3 {
-            alone = alone.min(runtime.block_on(fetch(&[&honest], &all)).as_secs_f64());
+            alone = alone.min(
+                runtime
+                    .block_on(fetch(&[&honest], &all, Arc::new(())))
+                    .as_secs_f64(),
+            );
         }
         let rate = count as f64 / alone;
         say(&format!(
@@ -94,6 +95,19 @@ fn blocks_per_second_through_one_gateway_and_beside_a_liar() {
             honest.connections()
         ));
         assert!(rate > least, "{name}: {rate:.0} blocks/s");
+        let options = store::Options {
+            quota: 1 << 30,
+            verify: store::Verify::FirstTouch,
+        };
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path(), options).unwrap();
+        let took = runtime
+            .block_on(fetch(&[&honest], &all, store))
+            .as_secs_f64();
+        say(&format!(
+            "{name} into a store: {:.0} blocks/s",
+            count as f64 / took
+        ));
         for manner in [
             Manner::Wrong,
             Manner::Endless,
@@ -106,7 +120,7 @@ fn blocks_per_second_through_one_gateway_and_beside_a_liar() {
             Manner::Html,
         ] {
             let hostile = Hostile::start(manner.clone(), &bodies);
-            let took = runtime.block_on(fetch(&[&hostile, &honest], &all));
+            let took = runtime.block_on(fetch(&[&hostile, &honest], &all, Arc::new(())));
             let ratio = alone / took.as_secs_f64();
             say(&format!(
                 "{name} beside {manner:?}: {ratio:.2} of the honest one alone, {} asked",

@@ -9,6 +9,7 @@ use manifs::block::{BlockRef, Digest, FileRef};
 use manifs::fetch::{FetchError, Fetcher, Options, Priority};
 use manifs::net::{AddressFilter, Client, Get, NetError};
 use manifs::source::{BlockSource, Gateway, SourceError, Spill, Want};
+use manifs::store::{self, Store};
 
 use crate::common::hostile::{Hostile, Manner};
 
@@ -42,10 +43,11 @@ fn want(bytes: &Bytes) -> Want {
     })
 }
 
-fn fetcher(sources: Vec<Arc<dyn BlockSource>>) -> Fetcher {
+/// A fetcher whose flights end after so many seconds.
+fn fetcher(sources: Vec<Arc<dyn BlockSource>>, seconds: u64) -> Fetcher {
     let options = Options {
-        idle_deadline: Duration::from_secs(2),
-        total_deadline: Duration::from_secs(3),
+        idle_deadline: Duration::from_secs(seconds),
+        total_deadline: Duration::from_secs(seconds + 1),
         ..Options::default()
     };
     let fetcher = Fetcher::new(options, Arc::new(()), tokio::runtime::Handle::current());
@@ -65,7 +67,7 @@ async fn an_honest_gateway_over_few_connections() {
     let spill = Spill::ignored();
     assert_eq!(source.fetch(&want(&large), &spill).await.unwrap(), large);
     assert_eq!(spill.arrived(), 1 << 20);
-    let fetcher = fetcher(vec![Arc::clone(&source)]);
+    let fetcher = fetcher(vec![Arc::clone(&source)], 20);
     let got = join_all(
         blocks
             .iter()
@@ -184,7 +186,7 @@ async fn beside_an_honest_gateway_no_misbehaviour_matters() {
         Manner::Gzip,
     ] {
         let hostile = Hostile::start(manner.clone(), &blocks);
-        let fetcher = fetcher(vec![gateway(&hostile), gateway(&honest)]);
+        let fetcher = fetcher(vec![gateway(&hostile), gateway(&honest)], 20);
         let start = Instant::now();
         let gets = blocks
             .iter()
@@ -193,7 +195,7 @@ async fn beside_an_honest_gateway_no_misbehaviour_matters() {
             assert_eq!(got.unwrap().bytes(), block, "{manner:?}");
         }
         assert!(
-            start.elapsed() < Duration::from_secs(3),
+            start.elapsed() < Duration::from_secs(10),
             "{manner:?} took {:?}",
             start.elapsed()
         );
@@ -217,11 +219,11 @@ async fn a_hostile_gateway_alone_fails_in_time_and_says_why() {
         let block = block.clone();
         async move {
             let hostile = Hostile::start(manner.clone(), std::slice::from_ref(&block));
-            let fetcher = fetcher(vec![gateway(&hostile)]);
+            let fetcher = fetcher(vec![gateway(&hostile)], 2);
             let start = Instant::now();
             let got = fetcher.get(want(&block), Priority::Foreground).await;
             let took = start.elapsed();
-            assert!(took < Duration::from_secs(5), "{manner:?} took {took:?}");
+            assert!(took < Duration::from_secs(10), "{manner:?} took {took:?}");
             match got.unwrap_err() {
                 FetchError::NoHonest { .. } => assert!(!honest, "{manner:?}"),
                 FetchError::Deadline { .. } => assert!(honest, "{manner:?}"),
@@ -286,4 +288,62 @@ async fn redirects_are_filtered_one_by_one() {
     let round = client(&["127.0.0.1"]).get(&outer.url(), &get).await;
     assert!(matches!(round, Err(NetError::Redirects)), "{round:?}");
     assert_eq!(outer.requests() - asked, 4);
+}
+
+fn open_store(path: &std::path::Path) -> Arc<Store> {
+    let options = store::Options {
+        quota: 64 << 20,
+        verify: store::Verify::FirstTouch,
+    };
+    Store::open(path, options).unwrap()
+}
+
+/// Overwrites each data file below `path` with as many other bytes, or cuts it.
+fn spoil(path: &std::path::Path, cut: bool) -> usize {
+    let mut spoilt = 0;
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            spoilt += spoil(&path, cut);
+        } else if path
+            .parent()
+            .unwrap()
+            .file_name()
+            .is_some_and(|name| name.len() == 2)
+        {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[0] ^= 1;
+            bytes.truncate(if cut { bytes.len() / 2 } else { bytes.len() });
+            std::fs::write(&path, bytes).unwrap();
+            spoilt += 1;
+        }
+    }
+    spoilt
+}
+
+#[tokio::test]
+async fn what_the_store_holds_is_not_fetched_and_what_it_lost_is_healed() {
+    let blocks: Vec<_> = (0..20).map(|seed| block(seed, 3000)).collect();
+    let server = Hostile::start(Manner::Honest, &blocks);
+    let home = tempfile::tempdir().unwrap();
+    let handle = tokio::runtime::Handle::current;
+    let mut asked = 0;
+    for run in ["cold", "stored", "flipped", "stored again", "cut"] {
+        match run {
+            "flipped" => assert_eq!(spoil(home.path(), false), 20),
+            "cut" => assert_eq!(spoil(home.path(), true), 20),
+            _ => {}
+        }
+        let store = open_store(home.path());
+        let fetcher = Fetcher::new(Options::default(), store.clone(), handle());
+        fetcher.set_sources(vec![gateway(&server)]);
+        for block in &blocks {
+            let got = fetcher.get(want(block), Priority::Warm).await.unwrap();
+            assert_eq!(got.bytes(), block, "{run}");
+            assert!(store.has(&want(block).block), "{run}");
+        }
+        asked += if run.starts_with("stored") { 0 } else { 20 };
+        assert_eq!(server.requests(), asked, "{run}");
+        fetcher.close().await;
+    }
 }
