@@ -1,12 +1,10 @@
 //! Mounting and unmounting.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::io::Errno;
 use serde_json::json;
 
 use super::daemon::{self, FirstMount};
@@ -196,12 +194,7 @@ fn is_alive(pid: u32) -> bool {
 
 /// No daemon runs: a mount that is there is dead, and is cleared.
 fn without_daemon(mountpoint: &Path) -> Result<(), Error> {
-    let dead = |error: &io::Error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error());
-    if std::fs::symlink_metadata(mountpoint)
-        .err()
-        .as_ref()
-        .is_some_and(dead)
-    {
+    if mounting::is_dead(mountpoint) {
         return Ok(mounting::unmount(mountpoint).map_err(Failure::failed)?);
     }
     let failure = Failure::new(

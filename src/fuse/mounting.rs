@@ -112,9 +112,7 @@ pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
         source,
     };
     let absolute = std::path::absolute(mountpoint).map_err(at)?;
-    if let Err(error) = std::fs::symlink_metadata(&absolute)
-        && error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error())
-    {
+    if is_dead(&absolute) {
         unmount(&absolute)?;
     }
     let real = absolute.canonicalize().map_err(at)?;
@@ -129,6 +127,11 @@ pub fn prepare(mountpoint: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::Mounted(real));
     }
     Ok(real)
+}
+
+/// Returns whether a mount is there whose daemon is gone. `statfs` is asked, since the kernel answers it from no cache.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    rustix::fs::statfs(mountpoint).is_err_and(|error| error == Errno::NOTCONN)
 }
 
 /// Mounts and returns the device's descriptor, from which the session is served.

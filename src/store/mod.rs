@@ -290,6 +290,11 @@ impl Store {
                 .is_some_and(|entry| entry.is_verified(block.index))
     }
 
+    /// Returns whether every block is hashed at each use, so that none is ever handed out by its mark.
+    pub fn verifies_always(&self) -> bool {
+        self.options.verify == Verify::Always
+    }
+
     /// Reads and hashes a block; one that is not what it should be is dropped. Blocking.
     pub fn load(&self, block: &BlockRef) -> Option<Block> {
         if block.is_empty() {

@@ -1,0 +1,113 @@
+//! What changes under a living mount: new versions, `latest`, withdrawn ones; and who may read what.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::machine::{Home, describe, sh};
+
+#[test]
+fn a_new_version_appears_within_seconds_and_the_old_one_goes_on() {
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("data"), "one").unwrap();
+    let mut publisher = Home::new();
+    publisher.publish(source.path(), "pkg", "1.0.0");
+    let url = publisher.serve();
+    let mut reader = Home::new();
+    reader.follow(&publisher, &url);
+    let package = reader.mount().join("pkg");
+    let names = || sh("ls \"$1\"", &[&package]);
+    assert_eq!(names(), "1.0.0\nlatest\n");
+    // A job with its working directory in the old version.
+    let mut job = Command::new("bash")
+        .args(["-euc", "read -r go; cat data; ls", "bash"])
+        .current_dir(package.join("1.0.0"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let before = std::fs::symlink_metadata(package.join("latest"))
+        .unwrap()
+        .ino();
+    std::fs::write(source.path().join("data"), "two").unwrap();
+    publisher.publish(source.path(), "pkg", "1.1.0");
+    let published = Instant::now();
+    reader.wait_for("the new version", |_| names() == "1.0.0\n1.1.0\nlatest\n");
+    println!("the new version was listed after {:?}", published.elapsed());
+    assert!(
+        published.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        published.elapsed()
+    );
+    assert_eq!(
+        std::fs::read_to_string(package.join("latest/data")).unwrap(),
+        "two"
+    );
+    assert_ne!(
+        std::fs::symlink_metadata(package.join("latest"))
+            .unwrap()
+            .ino(),
+        before
+    );
+    std::io::Write::write_all(&mut job.stdin.take().unwrap(), b"go\n").unwrap();
+    let output = job.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    assert_eq!(output.stdout, b"onedata\n");
+}
+
+#[test]
+fn permissions_are_the_catalogs() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED permissions_are_the_catalogs: needs root, to become nobody");
+        return;
+    }
+    let source = tempfile::tempdir().unwrap();
+    for (name, mode) in [("secret", 0o600), ("shared", 0o644), ("tool", 0o4755)] {
+        let path = source.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut publisher = Home::new();
+    publisher.run(&["keygen"]);
+    publisher.run(&[
+        "publish",
+        source.path().to_str().unwrap(),
+        "--name",
+        "pkg",
+        "--version",
+        "1.0.0",
+        "--preserve",
+    ]);
+    let url = publisher.serve();
+    let mut reader = Home::new();
+    reader.follow(&publisher, &url);
+    sh("chmod 755 \"$1\"", &[reader.path()]);
+    let version = reader.mount_with(&["-o", "allow_other"]).join("pkg/1.0.0");
+    let as_nobody = |name: &str| {
+        use std::os::unix::process::CommandExt;
+        Command::new("cat")
+            .arg(version.join(name))
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(as_nobody("shared").stdout, b"shared");
+    let refused = as_nobody("secret");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("Permission denied"),
+        "{}",
+        describe(&refused)
+    );
+    assert_eq!(std::fs::read(version.join("secret")).unwrap(), b"secret");
+    assert_eq!(
+        std::fs::metadata(version.join("tool")).unwrap().mode() & 0o7777,
+        0o755,
+        "no setuid bit survives publishing"
+    );
+    let written = std::fs::write(version.join("new"), "x").unwrap_err();
+    assert_eq!(
+        written.raw_os_error(),
+        Some(rustix::io::Errno::ROFS.raw_os_error())
+    );
+}
