@@ -5,7 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Returns `large` with `scripts/test --full`, else `small`; says so, so that nobody takes one for the other.
-pub fn count(what: &str, small: usize, large: usize) -> usize {
+pub(crate) fn count(what: &str, small: usize, large: usize) -> usize {
     if crate::common::full(&format!("{large} {what} ({small} instead)")) {
         large
     } else {
@@ -14,15 +14,15 @@ pub fn count(what: &str, small: usize, large: usize) -> usize {
 }
 
 /// One home of its own, with whatever runs for it; everything is taken down when it goes out of scope, also by a panic.
-pub struct Home {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
     daemon: Option<Child>,
     mounts: Vec<PathBuf>,
 }
 
 impl Home {
     /// Makes an empty home.
-    pub fn new() -> Home {
+    pub(crate) fn new() -> Home {
         let dir = tempfile::Builder::new()
             .prefix("home-")
             .tempdir()
@@ -34,12 +34,12 @@ impl Home {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Returns the command, with this home.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_manifs"));
         command.arg("--home").arg(self.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
@@ -51,7 +51,7 @@ impl Home {
     }
 
     /// Runs a command that must succeed and returns what it printed.
-    pub fn run(&self, words: &[&str]) -> String {
+    pub(crate) fn run(&self, words: &[&str]) -> String {
         let output = self
             .command()
             .args(words)
@@ -66,7 +66,7 @@ impl Home {
     }
 
     /// Runs a command that must fail, and returns its exit code and what it said.
-    pub fn fail(&self, words: &[&str]) -> (i32, String) {
+    pub(crate) fn fail(&self, words: &[&str]) -> (i32, String) {
         let output = self
             .command()
             .args(words)
@@ -84,12 +84,12 @@ impl Home {
     }
 
     /// Writes the configuration file.
-    pub fn config(&self, text: &str) {
+    pub(crate) fn config(&self, text: &str) {
         std::fs::write(self.path().join("config.toml"), text).expect("config.toml");
     }
 
     /// Makes the key that signs, and publishes `tree`.
-    pub fn publish(&self, tree: &Path, name: &str, version: &str) -> String {
+    pub(crate) fn publish(&self, tree: &Path, name: &str, version: &str) -> String {
         if !self.path().join("keys/default.pem").exists() {
             self.run(&["keygen"]);
         }
@@ -104,7 +104,7 @@ impl Home {
     }
 
     /// Starts a daemon that serves blocks and envelopes on a free port of loopback, and returns its URL.
-    pub fn serve(&mut self) -> String {
+    pub(crate) fn serve(&mut self) -> String {
         let port = free_port();
         self.config(&format!(
             "[gateway]\nlisten = \"127.0.0.1:{port}\"\nshare = [\"*\"]\n"
@@ -114,7 +114,7 @@ impl Home {
     }
 
     /// Starts the daemon in the foreground, without a mount, and waits until it answers.
-    pub fn start_daemon(&mut self) {
+    pub(crate) fn start_daemon(&mut self) {
         let log = std::fs::File::create(self.path().join("daemon.stderr")).expect("a log file");
         let child = self
             .command()
@@ -133,31 +133,31 @@ impl Home {
     }
 
     /// Returns the process id of the daemon that `start_daemon` started.
-    pub fn daemon_pid(&self) -> u32 {
+    pub(crate) fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().expect("a daemon").id()
     }
 
     /// Kills the daemon as a crash would, and waits until it is gone.
-    pub fn kill_daemon(&mut self) {
+    pub(crate) fn kill_daemon(&mut self) {
         let mut child = self.daemon.take().expect("a daemon");
         child.kill().expect("kill");
         child.wait().expect("wait");
     }
 
     /// Trusts the key of another home and takes its daemon as registry and source.
-    pub fn follow(&self, publisher: &Home, url: &str) {
+    pub(crate) fn follow(&self, publisher: &Home, url: &str) {
         let key = publisher.path().join("keys/default.pub.pem");
         self.run(&["trust", "add", "*", key.to_str().expect("UTF-8")]);
         self.run(&["registry", "add", url]);
     }
 
     /// Mounts at a new directory below the home and returns it.
-    pub fn mount(&mut self) -> PathBuf {
+    pub(crate) fn mount(&mut self) -> PathBuf {
         self.mount_with(&[])
     }
 
     /// Mounts with further words.
-    pub fn mount_with(&mut self, words: &[&str]) -> PathBuf {
+    pub(crate) fn mount_with(&mut self, words: &[&str]) -> PathBuf {
         let mountpoint = self.path().join(format!("mnt{}", self.mounts.len()));
         std::fs::create_dir_all(&mountpoint).expect("a mount point");
         self.mounts.push(mountpoint.clone());
@@ -172,7 +172,7 @@ impl Home {
     }
 
     /// Waits, with a wide margin, until `done`.
-    pub fn wait_for(&self, what: &str, mut done: impl FnMut(&Home) -> bool) {
+    pub(crate) fn wait_for(&self, what: &str, mut done: impl FnMut(&Home) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !done(self) {
             assert!(
@@ -186,7 +186,7 @@ impl Home {
     }
 
     /// Returns what the daemons of this home logged.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
         read("daemon.stderr") + &read("state/daemon.log")
     }
@@ -217,7 +217,7 @@ impl Drop for Home {
 }
 
 /// Returns a port of loopback that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a free port")
@@ -225,7 +225,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Returns a command's exit and words, for a failed assertion.
-pub fn describe(output: &Output) -> String {
+pub(crate) fn describe(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!(
         "{}\n{}{}",
@@ -236,7 +236,7 @@ pub fn describe(output: &Output) -> String {
 }
 
 /// Runs a program that must succeed.
-pub fn sh(script: &str, arguments: &[&Path]) -> String {
+pub(crate) fn sh(script: &str, arguments: &[&Path]) -> String {
     let output = Command::new("bash")
         .args(["-euc", script, "bash"])
         .args(arguments)
@@ -247,7 +247,7 @@ pub fn sh(script: &str, arguments: &[&Path]) -> String {
 }
 
 /// Returns `len` bytes that do not compress and differ for each seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         // xorshift64*

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Forwards every connection to `target`, and remembers the requests.
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     state: Arc<State>,
 }
@@ -23,7 +23,7 @@ struct State {
 
 impl Proxy {
     /// Starts a proxy on a free port of loopback. `target` is an URL such as `http://127.0.0.1:8420`.
-    pub fn new(target: &str) -> Proxy {
+    pub(crate) fn new(target: &str) -> Proxy {
         let target = target
             .strip_prefix("http://")
             .expect("an http URL")
@@ -41,17 +41,17 @@ impl Proxy {
         Proxy { address, state }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Returns the first lines of the requests so far.
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.state.requests.lock().unwrap().clone()
     }
 
     /// Returns how many blocks were asked for so far.
-    pub fn block_requests(&self) -> usize {
+    pub(crate) fn block_requests(&self) -> usize {
         self.requests()
             .iter()
             .filter(|line| line.starts_with("GET /ipfs/"))
@@ -59,22 +59,22 @@ impl Proxy {
     }
 
     /// Returns the bytes that went to the reader so far, heads included.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.state.body_bytes.load(Ordering::SeqCst)
     }
 
     /// From now on accepts, reads, and never answers; open connections too.
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.state.hanging.store(true, Ordering::SeqCst);
     }
 
     /// From now on closes every connection.
-    pub fn die(&self) {
+    pub(crate) fn die(&self) {
         self.state.dead.store(true, Ordering::SeqCst);
     }
 
     /// Forwards again.
-    pub fn revive(&self) {
+    pub(crate) fn revive(&self) {
         self.state.dead.store(false, Ordering::SeqCst);
         self.state.hanging.store(false, Ordering::SeqCst);
     }
