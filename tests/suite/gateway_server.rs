@@ -960,6 +960,16 @@ async fn connections_are_limited_and_slow_ones_end() {
         200
     );
 
+    // Nor does an idle connection keep its place.
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /ipfs/{PROBE}?format=raw HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    idle.write_all(request.as_bytes()).await.unwrap();
+    let mut rest = Vec::new();
+    let read = idle.read_to_end(&mut rest);
+    let ended = tokio::time::timeout(Duration::from_secs(5), read).await;
+    ended.expect("it was closed").unwrap();
+    assert_eq!(Answer::parse(&rest).unwrap().status, 200);
+
     // Whoever takes nothing of a long answer is cut off.
     let entries = (0..64_u32).map(|nth| {
         let bytes = nth.to_le_bytes().repeat(1 << 18);

@@ -113,9 +113,11 @@ impl Share {
     }
 
     /// Shares other packages from now on.
-    pub async fn set_patterns(&self, patterns: Vec<Pattern>) {
-        let own = self.rules.load().own.clone();
-        self.rules.store(Arc::new(Rules { patterns, own }));
+    pub async fn set_patterns(self: &Arc<Self>, patterns: Vec<Pattern>) {
+        self.rules.rcu(|rules| Rules {
+            patterns: patterns.clone(),
+            own: rules.own.clone(),
+        });
         self.refresh().await;
         self.bump();
     }
@@ -127,11 +129,16 @@ impl Share {
 
     /// Follows what is listed, and offers what is shared of it, until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.follow() => {}
+        }
+    }
+
+    async fn follow(self: &Arc<Self>) {
         let mut moment = Moment::default();
         loop {
-            self.refresh().await;
             let changed = tokio::select! {
-                () = shutdown.cancelled() => return,
                 () = self.listed.notified() => true,
                 now = self.envelopes.changed(moment) => {
                     let changed = now != moment;
@@ -139,8 +146,8 @@ impl Share {
                     changed
                 }
             };
+            self.refresh().await;
             if changed {
-                self.refresh().await;
                 self.bump();
             }
         }
@@ -149,20 +156,19 @@ impl Share {
     /// Brings the index up to date: puts the nodes of each shared version whose catalog is here into it.
     ///
     /// A version that cannot be opened is passed over and tried again the next time.
-    pub async fn refresh(&self) {
+    pub async fn refresh(self: &Arc<Self>) {
         let _turn = self.refreshing.lock().await;
-        self.refresh_own();
+        let share = Arc::clone(self);
+        let candidates = blocking(move || {
+            share.refresh_own();
+            Ok(share.candidates())
+        });
         let mut news = false;
-        for (_, versions, _) in self.parts.listing.all() {
-            for listed in versions {
-                if self.is_ready(&listed) || !self.is_shared(listed.package()) {
-                    continue;
-                }
-                match self.make_ready(&listed).await {
-                    Ok(ready) => news |= ready,
-                    Err(error) => {
-                        tracing::warn!(package = %listed.package(), %error, "not shared yet");
-                    }
+        for listed in candidates.await.unwrap_or_default() {
+            match self.make_ready(&listed).await {
+                Ok(()) => news = true,
+                Err(error) => {
+                    tracing::warn!(package = %listed.package(), %error, "not shared yet");
                 }
             }
         }
@@ -171,27 +177,36 @@ impl Share {
         }
     }
 
+    /// Returns the versions that could be offered and are not yet. Blocking.
+    fn candidates(&self) -> Vec<Arc<Listed>> {
+        let all = self.parts.listing.all();
+        all.into_iter()
+            .flat_map(|(_, versions, _)| versions)
+            .filter(|listed| {
+                self.is_shared(listed.package()) && !self.is_ready(listed) && self.is_here(listed)
+            })
+            .collect()
+    }
+
     fn refresh_own(&self) {
         match self.parts.state.published().versions() {
             Ok(own) => {
                 let own: HashSet<_> = own.into_iter().collect();
-                let rules = self.rules.load();
-                if rules.own != own {
-                    let patterns = rules.patterns.clone();
-                    self.rules.store(Arc::new(Rules { patterns, own }));
+                if self.rules.load().own != own {
+                    self.rules.rcu(|rules| Rules {
+                        patterns: rules.patterns.clone(),
+                        own: own.clone(),
+                    });
                 }
             }
             Err(error) => tracing::warn!(%error, "what was published here cannot be listed"),
         }
     }
 
-    /// Returns whether the version is in the index now and was not before; `false` when its catalog is not here.
-    async fn make_ready(&self, listed: &Arc<Listed>) -> Result<bool, SharedError> {
+    /// Puts a version whose catalog is here into the index, if it is not there already.
+    async fn make_ready(&self, listed: &Arc<Listed>) -> Result<(), SharedError> {
         let id = listed.manifest_id().0;
         if self.parts.index.version(listed.slot())? != Some(id) {
-            if !self.is_here(listed) {
-                return Ok(false);
-            }
             let tree = self.tree(listed).await?;
             let (index, version) = (Arc::clone(&self.parts.index), Arc::clone(listed));
             blocking(move || {
@@ -201,7 +216,7 @@ impl Share {
             .await?;
         }
         self.ready.write().insert(listed.slot());
-        Ok(true)
+        Ok(())
     }
 
     fn is_ready(&self, listed: &Listed) -> bool {
@@ -313,7 +328,15 @@ impl Share {
 
     /// Returns whether a manifest may be handed out: shared, trusted, and found if it is asked for its blocks.
     fn is_offered(&self, listed: &Listed) -> bool {
-        self.is_shared(listed.package()) && (self.is_ready(listed) || !self.is_here(listed))
+        if !self.is_shared(listed.package()) {
+            return false;
+        }
+        if self.is_ready(listed) || !self.is_here(listed) {
+            return true;
+        }
+        // Installed since the last look: `run` is to look now.
+        self.listed.notify_one();
+        false
     }
 
     async fn names(&self) -> Result<Bytes, SharedError> {
