@@ -3,14 +3,17 @@
 //! Both the fuzzers (`fuzz/targets`) and the replay of the corpus in every test run (`tests/suite/fuzz_corpus.rs`)
 //! include this file, so that they run the same code. It uses the public interface only.
 
+use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use manifs::block::Digest;
+use manifs::catalog::{Catalog, CatalogError, Kind, Row, links, validate, verify_ids};
+use manifs::config::Config;
 use manifs::manifest::{
     BlockedPackage, Envelope, KeyId, Manifest, PackageName, PackageVersion, Password, Pattern,
     PrivateKey, PublicKey, ReleaseIndex, Signed, Timestamp, TrustPolicy, Version, sums, time,
 };
-use manifs::registry::Listing;
+use manifs::registry::{Listing, Place};
 use manifs::unixfs::car::{self, Reader};
 use manifs::unixfs::{AnyCid, Cid, Decoded, dagpb, decode};
 
@@ -20,7 +23,9 @@ pub(crate) type Target = (&'static str, fn(&[u8]));
 /// All targets.
 pub(crate) const TARGETS: &[Target] = &[
     ("car", car),
+    ("catalog", catalog),
     ("cid", cid),
+    ("config", config),
     ("document", document),
     ("envelope", envelope),
     ("keys", keys),
@@ -83,6 +88,84 @@ pub(crate) fn car(bytes: &[u8]) {
         }
     }
     assert!(total <= bytes.len());
+}
+
+/// Rows that a walk of a hostile catalog looks at, so that runs that lie over each other take no quadratic time.
+const ROWS_WALKED: usize = 200;
+
+/// A catalog: read as it is, and walked to its last row when it is valid.
+pub(crate) fn catalog(bytes: &[u8]) {
+    let len = bytes.len() as u64;
+    let Ok(catalog) = Catalog::open(bytes, len) else {
+        return;
+    };
+    for number in (0..catalog.rows()).take(ROWS_WALKED) {
+        if let Ok(row) = catalog.row(number) {
+            let _ = read_row(&catalog, &row);
+        }
+    }
+    let _ = catalog.find(b"a/b//c");
+    let _ = verify_ids(&catalog);
+    let Ok(root) = catalog.row(0) else { return };
+    if validate(&bytes, len, &catalog.totals(), root.cid()).is_ok() {
+        for number in 0..catalog.rows() {
+            let row = catalog.row(number).expect("a valid row");
+            read_row(&catalog, &row).expect("a valid row is readable");
+            let path = catalog.path(number).expect("a valid row has a path");
+            let found = catalog.find(&path).expect("a valid path is found");
+            assert_eq!(found.map(|(found, _)| found), Some(number));
+        }
+    }
+}
+
+/// Reads everything of one row.
+fn read_row(catalog: &Catalog<&[u8]>, row: &Row) -> Result<(), CatalogError> {
+    let name = catalog.name(row)?;
+    let path = catalog.path(row.number())?;
+    assert!(row.number() == 0 || path.ends_with(&name));
+    match row.kind() {
+        Kind::Directory => {
+            let mut left = ROWS_WALKED;
+            let mut names: Vec<Vec<u8>> = Vec::new();
+            catalog.entries(row, 0, &mut |_, _, name| {
+                names.push(name.to_vec());
+                left -= 1;
+                if left == 0 {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            let sorted = names.is_sorted_by(|a, b| a < b);
+            for name in names.iter().take(16) {
+                let found = catalog.lookup(row, name)?;
+                assert!(found.is_some() || !sorted || left == 0);
+            }
+        }
+        Kind::File => {
+            catalog.whole(row)?;
+            if row.blocks() > 0 {
+                let last = row.blocks() - 1;
+                assert_eq!(catalog.block(row, last)?.file, row.file());
+                if last > 0 {
+                    assert_eq!(catalog.digests(row, last..last + 1)?.len(), 1);
+                }
+            }
+            assert!(catalog.block(row, row.blocks()).is_err());
+        }
+        Kind::Symlink => {
+            assert_eq!(catalog.target(row)?.len() as u64, row.size());
+            links::leaves(catalog, row.number())?;
+        }
+    }
+    Ok(())
+}
+
+/// A configuration file.
+pub(crate) fn config(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Config::parse(text, "config.toml", []);
+    }
 }
 
 /// A CID, binary and text.
@@ -202,7 +285,7 @@ pub(crate) fn trust(bytes: &[u8]) {
     assert!(TrustPolicy::parse(policy.text()).is_ok());
 }
 
-/// Names, versions, patterns, times, durations: whatever is not refused is written as it was read.
+/// Names, versions, patterns, places in a registry, times, durations: whatever is not refused is written as it was read.
 pub(crate) fn names(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -230,6 +313,9 @@ pub(crate) fn names(bytes: &[u8]) {
     }
     if let Ok(time) = left.parse::<Timestamp>() {
         assert_eq!(time.to_string(), left);
+    }
+    if let Some(place) = Place::parse(left) {
+        assert_eq!(place.to_string(), left);
     }
     if let Ok(duration) = time::parse_duration(left) {
         let text = time::format_duration(duration);

@@ -126,7 +126,46 @@ package = "acme/tool@1.2.3"
         seed("names", name, text.encode())
 
 
+def catalogs():
+    vectors = json.loads((VECTORS / "catalog.json").read_text())
+    for tree in vectors["trees"]:
+        data = tree["expect"]["catalog"].get("hex")
+        if data and len(data) <= 4096:
+            seed("catalog", tree["id"], bytes.fromhex(data))
+    reasons = set()
+    for vector in vectors["invalid"] + [{"reason": "id", **vector} for vector in vectors["ids_not_covered_by_valid"]]:
+        data = content(vector["catalog"])
+        if vector["reason"] not in reasons and len(data) <= 2048:
+            reasons.add(vector["reason"])
+            seed("catalog", "refused-" + vector["reason"], data)
+
+
 def others():
+    seed("config", "some", b"""[store]
+quota = "20GiB"
+verify = "always"
+
+[fetch]
+deadline = "30s"
+down = "1MiB"
+
+[sources]
+gateways = ["http://127.0.0.1:8420"]
+http = []
+
+[net]
+allow = ["127.0.0.1"]
+
+[net.auth]
+"127.0.0.1:8420" = "bearer-file:/run/token"
+
+[publish]
+names = ["acme/*"]
+settle = "60s"
+""")
+    for name, place in {"index": "packages/acme/tool/index.json", "manifest": "packages/hello/1.0.0/manifest.json",
+                        "pem": "keys/" + hashlib.sha256(b"key").hexdigest() + ".pem"}.items():
+        seed("names", "place-" + name, place.encode())
     seed("listing", "two", b'{"format": "manifs-packages/1", "packages": {"acme/tool": ["1.0.0", "1.1.0-rc.1"], "hello": []}}')
     seed("listing", "later", b'{"format": "manifs-packages/1", "packages": {"No Name": ["1", "x"], "hello": ["1.0.0", "1.0.0"]}, "more": null}')
     digest = hashlib.sha256(b"").digest()
@@ -136,4 +175,5 @@ def others():
 
 unixfs()
 envelopes()
+catalogs()
 others()
