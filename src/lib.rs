@@ -8,6 +8,9 @@
 //! `fetch`, `install`, `publish` (3) > `store`, `state`, `source`, `registry` (2) > `catalog`, `manifest`, `net` (1) >
 //! `block`, `unixfs`, `durable` (0).
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("manifs needs a 64-bit machine: lengths of blocks and catalogs are used as usize");
+
 pub mod block;
 pub mod catalog;
 pub mod cli;

@@ -4,6 +4,11 @@
 //! [`Block::verify`] has compared its SHA-256 with the digest that was asked for. This module knows nothing of
 //! files, networks or stores.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,5 +1,10 @@
 //! A catalog that is still being written, read as if it were finished.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::fs::File;
 use std::io::Write as _;
 use std::ops::Range;

@@ -1,5 +1,10 @@
 //! The first 64 bytes: where everything lies.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -1,5 +1,10 @@
 //! Reads single rows by position.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::ops::{ControlFlow, Range};
 
 use zerocopy::FromBytes;

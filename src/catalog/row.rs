@@ -1,5 +1,10 @@
 //! One row of 64 bytes: a file, a directory or a symlink.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::ops::Range;
 
 use zerocopy::little_endian::{I64, U16, U32, U64};

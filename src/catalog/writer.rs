@@ -3,6 +3,11 @@
 //! Structure and content come apart: [`Writer::add_children`] lays a directory's rows down and gives each large file
 //! its run of digests; the ids and digests follow through `&self`, out of order, from as many threads as hash.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::unix::fs::FileExt;

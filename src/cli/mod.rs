@@ -4,7 +4,6 @@
 //! daemon, or to the same handler in this process when no daemon runs. Only this layer prints.
 
 #![expect(
-    clippy::print_stdout,
     clippy::print_stderr,
     reason = "this layer is the one that speaks to people"
 )]
@@ -57,6 +56,10 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, on the way from the command line"
+)]
 enum Command {
     /// Makes a key to sign with.
     Keygen(keys::Keygen),

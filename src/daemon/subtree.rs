@@ -15,9 +15,15 @@ pub(super) fn rows(tree: &Tree, top: u32) -> Rows<'_> {
     Rows {
         tree,
         level: top..top + 1,
-        next: u32::MAX..0,
+        next: NOTHING,
     }
 }
+
+/// No run yet: any row widens it.
+const NOTHING: Range<u32> = Range {
+    start: u32::MAX,
+    end: 0,
+};
 
 /// An iterator over the rows of a subtree.
 pub(super) struct Rows<'a> {
@@ -32,13 +38,13 @@ impl Iterator for Rows<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.level.is_empty() {
-            self.level = std::mem::replace(&mut self.next, u32::MAX..0);
+            self.level = std::mem::replace(&mut self.next, NOTHING);
         }
         let number = self.level.next()?;
         let row = match self.tree.row(number) {
             Ok(row) => row,
             Err(error) => {
-                (self.level, self.next) = (0..0, u32::MAX..0);
+                (self.level, self.next) = (0..0, NOTHING);
                 return Some(Err(error));
             }
         };

@@ -87,11 +87,7 @@ impl Fs {
 
 /// Returns how much of a file is here, rounded down, so that 100 means all of it.
 fn percent(cached: u64, size: u64) -> u64 {
-    if size == 0 {
-        100
-    } else {
-        cached.min(size) * 100 / size
-    }
+    (cached.min(size) * 100).checked_div(size).unwrap_or(100)
 }
 
 #[cfg(test)]

@@ -262,6 +262,10 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     }))
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 fn helper_error(error: io::Error) -> MountError {
     if error.kind() == io::ErrorKind::NotFound {
         MountError::NoHelper

@@ -1,5 +1,6 @@
 //! The directories above the versions: the root, scopes and package names, as one immutable picture.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -193,16 +194,13 @@ impl Names {
     }
 
     fn enter(&mut self, parent: DirectoryId, name: &str, id: DirectoryId) -> DirectoryId {
-        if !self.directories.contains_key(&id) {
-            self.directories.insert(
+        if let Entry::Vacant(vacant) = self.directories.entry(id) {
+            vacant.insert(Directory {
                 id,
-                Directory {
-                    id,
-                    parent,
-                    children: Vec::new(),
-                    changed_ns: 0,
-                },
-            );
+                parent,
+                children: Vec::new(),
+                changed_ns: 0,
+            });
             if let Some(above) = self.directories.get_mut(&parent) {
                 above.children.push((name.to_owned(), Child::Directory(id)));
             }

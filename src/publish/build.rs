@@ -38,6 +38,10 @@ impl Built {
 }
 
 /// Walks, ingests into `sink` and seals. Durable in the sink when this returns.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the directory is let go when it is built"
+)]
 pub(crate) fn build(
     directory: OwnedFd,
     options: &Options,

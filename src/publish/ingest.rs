@@ -4,6 +4,11 @@
 //! file of at most one block has one hash. A larger one has a thread that reads it in order and hashes it as a whole,
 //! while its blocks are hashed and stored by whoever is free. What a file takes of memory does not grow with it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -161,7 +161,7 @@ mod tests {
         let journal = Journal::new(dir.path());
         let job = JobId::random();
         journal.begin(&job).unwrap();
-        assert_eq!(journal.jobs().unwrap(), [job.clone()]);
+        assert_eq!(journal.jobs().unwrap(), std::slice::from_ref(&job));
         assert_eq!(journal.read(&job).unwrap(), None);
         let mut signed = Signed {
             package: "a@1.0.0".parse().unwrap(),

@@ -1,5 +1,10 @@
 //! A file on its way in: its bytes are written as they are hashed, and it gets its name when the hash is known.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -58,7 +58,8 @@ fn damage_while_the_daemon_is_down_is_healed_or_refused() {
     let mountpoint = reader.mount();
     let version = mountpoint.join("pkg/1.0.0");
     compare(&version);
-    let damages: [(&str, &dyn Fn(&Home)); 5] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Home));
+    let damages: [Damage<'_>; 5] = [
         ("a flipped bit in every file", &|home| {
             data_files(home)
                 .iter()

@@ -1,6 +1,8 @@
 //! Integration tests: one module per theme.
 #![allow(
     clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
     clippy::panic,
     reason = "helpers of tests may stop a test as tests themselves do"
 )]

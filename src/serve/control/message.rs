@@ -491,6 +491,10 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "errors and literals are given away alike"
+)]
 impl Failure {
     /// A failure of a kind.
     pub fn new(kind: FailureKind, message: impl ToString) -> Failure {
