@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::block::{Block, Digest};
+use crate::block::{Block, BlockRef, Digest};
 use crate::source::{BlockSource, Offer, Want};
 use failure::Failures;
 use flight::{Flight, Stage, ask_sources};
@@ -168,8 +168,7 @@ impl Fetcher {
         let inner = &self.inner;
         let kept = priority == Priority::Warm;
         let digest = want.block.digest;
-        if !kept && let Some(block) = inner.memory.get(&digest) {
-            inner.counters.memory_hits.add(1);
+        if !kept && let Some(block) = self.at_hand(&want.block) {
             return Ok(block);
         }
         if let Some(error) = inner.failures.fresh(&digest) {
@@ -183,6 +182,24 @@ impl Fetcher {
             // It was a prefetch that found the block in the store; a flight of our own reads it.
             inner.remove(&flight);
         }
+    }
+
+    /// Returns a block that lies in memory, without waiting for anything.
+    pub fn at_hand(&self, block: &BlockRef) -> Option<Block> {
+        // A catalog may claim another length for a digest that it shares with a right one.
+        let len = block.len() as usize;
+        let found = self.inner.memory.get(&block.digest)?;
+        if found.bytes().len() != len {
+            return None;
+        }
+        self.inner.counters.memory_hits.add(1);
+        Some(found)
+    }
+
+    /// Returns whether a block is being fetched, so that joining its flight is the quickest way to it.
+    pub fn is_under_way(&self, block: &BlockRef) -> bool {
+        let key = (block.digest, block.len());
+        self.inner.flights.lock().contains_key(&key)
     }
 
     /// Starts flights for blocks that a reader will probably ask for. Returns how many of them, from the front, are now

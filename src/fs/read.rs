@@ -58,11 +58,17 @@ impl Fs {
                 .store
                 .read_verified(&span.block, span.within.start, part, store::Wait::No)
             {
-                ReadOutcome::Done => done += len,
+                ReadOutcome::Done => {}
+                // What was just fetched, a walk's next small file mostly, is still in memory.
                 ReadOutcome::WouldBlock | ReadOutcome::Unverified | ReadOutcome::Missing => {
-                    return Ok(ReadHere::Later);
+                    let Some(block) = self.fetcher.at_hand(&span.block) else {
+                        return Ok(ReadHere::Later);
+                    };
+                    let within = span.within.start as usize..span.within.end as usize;
+                    part.copy_from_slice(&block.bytes()[within]);
                 }
             }
+            done += len;
         }
         Ok(ReadHere::Done(done))
     }
@@ -99,7 +105,9 @@ impl Fs {
     }
 
     async fn span(&self, file: &OpenFile, span: &Span) -> Attempt<Bytes> {
-        if let Some(bytes) = self.stored(span).await {
+        if !self.fetcher.is_under_way(&span.block)
+            && let Some(bytes) = self.stored(span).await
+        {
             return Ok(bytes);
         }
         let want = want_of(&file.version, &file.tree, file.number, span.block);

@@ -23,3 +23,4 @@ mod damage;
 mod laziness;
 mod reading;
 mod semantics;
+mod warming;
