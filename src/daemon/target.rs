@@ -58,6 +58,10 @@ impl Target {
             return Target::below_mount(text, &below.to_string_lossy(), known);
         }
         let syntax = || TargetError::Syntax(text.to_owned());
+        // An absolute path that no mount of this home holds.
+        if text.starts_with('/') {
+            return Err(syntax());
+        }
         let (name, rest) = match text.split_once('@') {
             Some((name, rest)) => (
                 name.parse::<PackageName>().map_err(|_| syntax())?,
