@@ -297,6 +297,7 @@ impl Inspect {
             return Ok(output::json(&inspection)?);
         }
         output::line(&format!("manifest    {}", inspection.id))?;
+        output::line(&format!("catalog CID {}", inspection.catalog))?;
         output::line(&format!("signed by   {}", inspection.signers.join(", ")))?;
         output::line(&format!("trusted by  the rule for {}", inspection.rule))?;
         show_object(&inspection.manifest)?;

@@ -38,9 +38,14 @@ impl CatalogBlocks {
     /// Returns the catalog as a file of the store: its id is that of the UnixFS file with these blocks.
     pub fn file(&self) -> FileRef {
         FileRef {
-            id: file::root(self.size, self.blocks.iter().copied()).digest(),
+            id: self.cid().digest(),
             size: self.size,
         }
+    }
+
+    /// Returns the CID of that file, by which IPFS nodes know the catalog.
+    pub fn cid(&self) -> Cid {
+        file::root(self.size, self.blocks.iter().copied())
     }
 
     /// Returns each block and where it lies.

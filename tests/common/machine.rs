@@ -1,5 +1,7 @@
 //! Homes, daemons and mounts for tests, driven through the built command as a user would.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ pub(crate) struct Home {
     pub(crate) dir: tempfile::TempDir,
     daemon: Option<Child>,
     mounts: Vec<PathBuf>,
+    /// Whose home it is, if not that of the user who runs the tests.
+    user: Option<u32>,
 }
 
 impl Home {
@@ -31,6 +35,25 @@ impl Home {
             dir,
             daemon: None,
             mounts: Vec::new(),
+            user: None,
+        }
+    }
+
+    /// Makes an empty home of another user, with a copy of the command; only root can.
+    pub(crate) fn of_user(user: u32) -> Home {
+        // Not TMPDIR, nor where cargo builds: both may lie below a home that others cannot enter.
+        let dir = tempfile::Builder::new()
+            .prefix("home-")
+            .permissions(std::fs::Permissions::from_mode(0o755))
+            .tempdir_in("/tmp")
+            .expect("a temporary directory");
+        std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("chown");
+        std::fs::copy(env!("CARGO_BIN_EXE_manifs"), dir.path().join("manifs")).expect("a copy");
+        Home {
+            dir,
+            daemon: None,
+            mounts: Vec::new(),
+            user: Some(user),
         }
     }
 
@@ -40,12 +63,29 @@ impl Home {
 
     /// Returns the command, with this home.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_manifs"));
+        let mut command = match self.user {
+            None => Command::new(env!("CARGO_BIN_EXE_manifs")),
+            Some(_) => self.as_user(self.path().join("manifs")),
+        };
         command.arg("--home").arg(self.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MANIFS_") {
                 command.env_remove(name);
             }
+        }
+        command
+    }
+
+    /// Returns a program, run by the user whose home this is.
+    pub(crate) fn as_user(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        if let Some(user) = self.user {
+            command
+                .uid(user)
+                .gid(user)
+                .current_dir("/")
+                .env_remove("XDG_RUNTIME_DIR")
+                .env("HOME", self.path());
         }
         command
     }
@@ -160,13 +200,15 @@ impl Home {
     pub(crate) fn mount_with(&mut self, words: &[&str]) -> PathBuf {
         let mountpoint = self.path().join(format!("mnt{}", self.mounts.len()));
         std::fs::create_dir_all(&mountpoint).expect("a mount point");
+        std::os::unix::fs::chown(&mountpoint, self.user, self.user).expect("chown");
         self.mounts.push(mountpoint.clone());
         let mut all = vec!["mount", mountpoint.to_str().expect("UTF-8")];
         all.extend(words);
         self.run(&all);
         // A publisher offers a version once it can serve all of it, and tells of it then.
-        self.wait_for("a package in the mount", |_| {
-            std::fs::read_dir(&mountpoint).is_ok_and(|mut names| names.next().is_some())
+        self.wait_for("a package in the mount", |home| {
+            let listed = home.as_user("ls").arg("-A").arg(&mountpoint).output();
+            listed.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
         });
         mountpoint
     }

@@ -21,6 +21,7 @@ mod awkward;
 mod changes;
 mod damage;
 mod laziness;
+mod ordinary_user;
 mod reading;
 mod semantics;
 mod warming;

@@ -218,6 +218,7 @@ impl Home {
         Ok(Inspection {
             manifest: json(version.manifest().canonical())?,
             id: version.manifest_id().to_string(),
+            catalog: version.manifest().catalog.cid().to_string(),
             signers: version.signers().map(|key| key.to_string()).collect(),
             rule: version.rule(),
             index: match index {

@@ -378,6 +378,8 @@ pub struct Inspection {
     pub manifest: Value,
     /// Its id.
     pub id: String,
+    /// The CID of the catalog as a file: what an IPFS node needs besides the root to serve the version.
+    pub catalog: String,
     /// The trusted keys that signed.
     pub signers: Vec<String>,
     /// The trust rule that accepted it.

@@ -1,0 +1,24 @@
+//! What other programs make of what manifs publishes, and it of what they serve.
+//!
+//! The other program is Kubo's `ipfs`, whose path is in `MANIFS_TEST_IPFS`; `scripts/test` builds it. Nothing leaves
+//! loopback.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    dead_code,
+    reason = "tests may stop and speak, and share helpers with other binaries"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/machine.rs"]
+mod machine;
+
+mod exchange;
+mod kubo;
+mod published;
+mod roots;
