@@ -13,6 +13,10 @@ use crate::machine::{Home, noise};
 /// Entries of the directory that is in shards, many of them in shards of shards.
 pub(crate) const SHARDED: usize = 10_000;
 
+/// One of so many of them is a file with bytes: removing such a file takes milliseconds on some disks, and each is there
+/// five times in the end.
+pub(crate) const FILES_APART: usize = 16;
+
 /// A published version and what Kubo has to know to fetch it.
 pub(crate) struct Published {
     pub(crate) source: TempDir,
@@ -100,12 +104,11 @@ fn tree(at: &Path) {
         symlink(target, at.join(path)).unwrap();
     }
     for nth in 0..SHARDED {
-        // Removing a file that has bytes takes long on some disks; a quarter is enough.
         let path = at.join(in_shards(nth));
-        match nth % 4 {
+        match nth % FILES_APART {
             0 => write(path, nth.to_string()).unwrap(),
-            1 => write(path, "").unwrap(),
-            _ => symlink(format!("../{}", in_shards(nth / 4 * 4)), path).unwrap(),
+            1..8 => write(path, "").unwrap(),
+            _ => symlink("large", path).unwrap(),
         }
     }
     write(at.join("sharded/large"), noise(5, MIB + 77)).unwrap();
