@@ -217,12 +217,13 @@ impl Publisher {
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
             let temporary = publisher.state.journal();
+            let sink = Nowhere(publisher.sink.room());
             let built = build(
                 directory,
                 &options,
                 &publisher.homes,
                 temporary,
-                &Nowhere,
+                &sink,
                 progress,
             )?;
             Ok(Draft::new(&built, &options, &known)?.summary)

@@ -105,8 +105,8 @@ impl LargeSink for LargeFile {
     }
 }
 
-/// Forgets everything: for `--dry-run`, and once something was refused.
-pub(crate) struct Nowhere;
+/// Forgets everything, but has the room of the store: for `--dry-run`.
+pub(crate) struct Nowhere(pub(crate) Option<Room>);
 
 impl Sink for Nowhere {
     fn small(&self, _: &Block) -> Result<(), PublishError> {
@@ -114,11 +114,11 @@ impl Sink for Nowhere {
     }
 
     fn large(&self, _: u64, _: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
-        Ok(Arc::new(Nowhere))
+        Ok(Arc::new(Nothing))
     }
 
     fn room(&self) -> Option<Room> {
-        None
+        self.0
     }
 
     fn sync(&self) -> Result<(), PublishError> {
@@ -126,7 +126,9 @@ impl Sink for Nowhere {
     }
 }
 
-impl LargeSink for Nowhere {
+struct Nothing;
+
+impl LargeSink for Nothing {
     fn block(&self, _: u64, _: &[u8]) -> Result<(), PublishError> {
         Ok(())
     }

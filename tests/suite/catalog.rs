@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::common;
 
 /// Returns the bytes that a vector's content describes.
-fn content(value: &Value, path: &str) -> Vec<u8> {
+pub(crate) fn content(value: &Value, path: &str) -> Vec<u8> {
     if let Some(text) = value["hex"].as_str() {
         return hex::decode(text).unwrap();
     }
@@ -32,17 +32,18 @@ fn content(value: &Value, path: &str) -> Vec<u8> {
     path.rsplit('/').next().unwrap().as_bytes().to_vec()
 }
 
+/// An entry of a vector's tree.
 #[derive(Debug)]
-struct Item {
-    kind: Kind,
-    mode: u16,
-    mtime_ns: i64,
-    content: Vec<u8>,
-    target: Vec<u8>,
+pub(crate) struct Item {
+    pub(crate) kind: Kind,
+    pub(crate) mode: u16,
+    pub(crate) mtime_ns: i64,
+    pub(crate) content: Vec<u8>,
+    pub(crate) target: Vec<u8>,
 }
 
 /// Returns a vector's entries by path; the root's is empty.
-fn items(tree: &Value) -> BTreeMap<Vec<u8>, Item> {
+pub(crate) fn items(tree: &Value) -> BTreeMap<Vec<u8>, Item> {
     let mut items = BTreeMap::new();
     for entry in tree["entries"].as_array().unwrap() {
         let kind = match entry["kind"].as_str().unwrap() {

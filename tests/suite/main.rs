@@ -17,6 +17,8 @@ mod fuzz_corpus;
 mod gateway_server;
 mod gateway_source;
 mod keys;
+mod publish;
+mod publish_trees;
 mod registry;
 mod share;
 mod state;
