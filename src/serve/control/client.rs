@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{self, HEAD_BYTES, Kind};
-use super::{Event, Failure, Request};
+use super::{Event, Failure, Request, address};
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
@@ -17,10 +17,16 @@ pub enum ClientError {
     /// Nobody listens.
     #[error("no daemon answers on {}", .0.display())]
     NoDaemon(PathBuf),
+    /// Somebody else's daemon listens: it is shown nothing, and given no descriptor.
+    #[error("the daemon of this home belongs to user {uid}")]
+    Foreign {
+        /// Whose it is.
+        uid: u32,
+    },
     /// The daemon said no.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The daemon went away, or what was done with an answer failed.
+    /// The daemon went away, or does not speak our language.
     #[error("the daemon went away: {0}")]
     Lost(io::Error),
     /// What was done with an answer failed: standard output was closed, a disk was full.
@@ -47,7 +53,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoDaemon`] when nobody does.
     pub fn connect(socket: &Path) -> Result<Client, ClientError> {
-        match UnixStream::connect(socket) {
+        match address::connect(socket) {
             Ok(stream) => Ok(Client { stream }),
             Err(error)
                 if matches!(
@@ -76,6 +82,9 @@ impl Client {
         descriptors: &[BorrowedFd<'_>],
         visit: &mut dyn FnMut(Reply) -> io::Result<()>,
     ) -> Result<Value, ClientError> {
+        if !request.is_harmless() {
+            self.check_owner()?;
+        }
         let payload =
             serde_json::to_vec(request).map_err(|error| ClientError::Lost(error.into()))?;
         wire::send_first(self.stream.as_fd(), &payload, descriptors).map_err(ClientError::Lost)?;
@@ -106,9 +115,29 @@ impl Client {
         serde_json::from_value(value).map_err(|error| ClientError::Lost(error.into()))
     }
 
+    /// Root may ask anybody's daemon, and root's daemon may be asked by anybody.
+    fn check_owner(&self) -> Result<(), ClientError> {
+        let peer = rustix::net::sockopt::socket_peercred(&self.stream);
+        let uid = peer
+            .map_err(|error| ClientError::Lost(error.into()))?
+            .uid
+            .as_raw();
+        let own = rustix::process::geteuid().as_raw();
+        if own == 0 || uid == 0 || uid == own {
+            Ok(())
+        } else {
+            Err(ClientError::Foreign { uid })
+        }
+    }
+
     fn receive(&mut self) -> io::Result<(Kind, Vec<u8>)> {
         let mut head = [0; HEAD_BYTES];
-        self.stream.read_exact(&mut head)?;
+        self.stream
+            .read_exact(&mut head)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "its log says why"),
+                _ => error,
+            })?;
         let (kind, len) = wire::parse_head(head)?;
         let mut payload = vec![0; len];
         self.stream.read_exact(&mut payload)?;

@@ -3,11 +3,15 @@
 //! A connection carries one request, with descriptors if it needs any, and a stream of events back. A command that finds
 //! no daemon runs the same [`Handler`] in its own process, over a socket pair, so there is one way to do each thing.
 
+mod address;
 mod client;
 mod message;
 mod server;
+#[cfg(test)]
+mod tests;
 mod wire;
 
+pub use address::bind;
 pub use client::{Client, ClientError, Reply};
 pub use message::*;
 pub use server::{Handler, Peer, Replies, serve, serve_connection};

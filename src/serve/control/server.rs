@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +20,12 @@ use super::{Event, Failure, FailureKind, Progress, Request};
 
 /// Connections served at a time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
+
+/// How long a client may take to send its request; descriptors and slots are not for idlers.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// The pause after a failed accept.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Frames that may wait for a slow client.
 const REPLIES_WAITING: usize = 4;
@@ -120,7 +127,11 @@ pub async fn serve(
                     drop(slot);
                 });
             }
-            Err(error) => tracing::warn!(%error, "the control socket does not accept"),
+            Err(error) => {
+                tracing::warn!(%error, "the control socket does not accept");
+                // Mostly too many open files: asking again at once would only burn the processor.
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
         }
     }
 }
@@ -129,11 +140,21 @@ pub async fn serve(
 ///
 /// # Errors
 /// The system's, when the client is gone or does not speak our language.
-pub async fn serve_connection(mut stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<()> {
+pub async fn serve_connection(stream: UnixStream, handler: Arc<dyn Handler>) -> io::Result<()> {
     let peer = Peer {
         uid: stream.peer_cred()?.uid(),
     };
-    let (payload, descriptors) = wire::receive_first(&mut stream).await?;
+    serve_peer(stream, peer, handler).await
+}
+
+/// Serves a connection of somebody who is known.
+pub(super) async fn serve_peer(
+    mut stream: UnixStream,
+    peer: Peer,
+    handler: Arc<dyn Handler>,
+) -> io::Result<()> {
+    let first = tokio::time::timeout(REQUEST_WITHIN, wire::receive_first(&mut stream));
+    let (payload, descriptors) = first.await.map_err(|_| io::ErrorKind::TimedOut)??;
     let (mut incoming, mut outgoing) = stream.into_split();
     let request = match serde_json::from_slice::<Request>(&payload) {
         Ok(request) => request,

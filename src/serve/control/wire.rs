@@ -66,7 +66,10 @@ pub(super) fn send_first(
     bytes.extend_from_slice(payload);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+    // Asked by number too: the buffer's padding may have room for one more.
+    if descriptors.len() > DESCRIPTORS_MAX
+        || !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors))
+    {
         return Err(io::Error::other("too many descriptors"));
     }
     let mut sent = rustix::net::sendmsg(
@@ -97,6 +100,9 @@ pub(super) async fn receive_first(stream: &mut UnixStream) -> io::Result<(Vec<u8
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         have += count;
+    }
+    if descriptors.len() > DESCRIPTORS_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
     }
     let (Kind::Message, len) = parse_head(start)? else {
         return Err(io::ErrorKind::InvalidData.into());
