@@ -31,7 +31,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Config, ConfigError, Paths};
-use crate::serve::control::{ClientError, Failure};
+use crate::serve::control::{ClientError, Failure, FailureKind};
 use output::Output;
 use session::Session;
 
@@ -159,6 +159,10 @@ impl Error {
         match self {
             Error::Failure(failure) | Error::Client(ClientError::Failed(failure)) => {
                 failure.clone()
+            }
+            Error::Client(error @ ClientError::Foreign { .. }) => {
+                Failure::new(FailureKind::Refused, error)
+                    .hint("use a home of your own, or ask as that user")
             }
             Error::Client(error) => Failure::failed(error),
             Error::Output(error) => Failure::failed(error),

@@ -107,14 +107,8 @@ impl Home {
         std::fs::set_permissions(run, private).map_err(failed)?;
         // We have the home's lock, so whoever made a socket here before is gone.
         let _ = std::fs::remove_file(&socket);
-        UnixListener::bind(&socket).map_err(|error| {
-            let failure = failed(error);
-            // A path of a socket has room for 107 bytes.
-            if socket.as_os_str().len() > 107 {
-                failure.hint("the path is too long for a socket: use a shorter --home")
-            } else {
-                failure
-            }
-        })
+        let listener = control::bind(&socket).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        UnixListener::from_std(listener).map_err(failed)
     }
 }
