@@ -2,6 +2,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_sign_loss,
     clippy::cast_possible_truncation,
     clippy::panic,
     reason = "helpers of tests may stop a test as tests themselves do"

@@ -362,7 +362,7 @@ async fn what_cannot_be_read_or_lies_too_deep_is_refused() {
     if !rustix::process::geteuid().is_root() {
         let dir = tempdir();
         fs::write(dir.path().join("locked"), "x").unwrap();
-        fs::set_permissions(dir.path().join("locked"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.path().join("locked"), fs::Permissions::from_mode(0o0)).unwrap();
         let refusals = refused(&home, dir.path(), options("a@1.0.0")).await;
         assert_eq!(paths(&refusals, Reason::Unreadable), ["locked"]);
     }
