@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::look::items;
 use super::output;
+use super::session::Session;
 use super::{Context, Error};
 use crate::serve::control::{EntryItem, Failure, FailureKind, Progress, Reply, Request};
 
@@ -36,8 +37,10 @@ impl Fetch {
                 .into());
         }
         let parent = target.parent().unwrap_or(Path::new("/"));
+        // One for all: without a daemon each would open the home again.
+        let mut session = context.session()?;
         let entries: Vec<EntryItem> = items(
-            context,
+            &mut session,
             &Request::Ls {
                 target: self.target.clone(),
                 recursive: true,
@@ -66,7 +69,7 @@ impl Fetch {
             .map_err(io::Error::from)?;
         }
         for entry in entries.iter().filter(|entry| entry.kind == "file") {
-            self.file(context, &root, entry)?;
+            self.file(&mut session, &root, entry)?;
             done += entry.size;
             shown.update(&Progress {
                 step: "fetch".into(),
@@ -128,7 +131,7 @@ impl Fetch {
         Ok(())
     }
 
-    fn file(&self, context: &Context, root: &OwnedFd, entry: &EntryItem) -> Result<(), Error> {
+    fn file(&self, session: &mut Session, root: &OwnedFd, entry: &EntryItem) -> Result<(), Error> {
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (parent, name) = (parent_of(root, entry)?, name_of(entry)?);
@@ -143,7 +146,7 @@ impl Fetch {
                 offset: 0,
                 len: None,
             };
-            context.session()?.ask(&request, &[], &mut |reply| {
+            session.ask(&request, &[], &mut |reply| {
                 if let Reply::Data(bytes) = reply {
                     hash.update(&bytes);
                     file.write_all(&bytes)?;

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output::{self, bytes};
+use super::session::Session;
 use super::{Context, Error};
 use crate::manifest::{Envelope, Signed};
 use crate::serve::control::{
@@ -128,7 +129,7 @@ pub(super) struct List {
 impl List {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let items: Vec<PackageItem> = items(
-            context,
+            &mut context.session()?,
             &Request::List {
                 package: self.package,
                 all: self.all,
@@ -189,7 +190,7 @@ pub(super) struct Ls {
 impl Ls {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let items: Vec<EntryItem> = items(
-            context,
+            &mut context.session()?,
             &Request::Ls {
                 target: self.target,
                 recursive: self.recursive,
@@ -388,11 +389,11 @@ impl WhyCommand {
 
 /// Asks for items of one kind.
 pub(super) fn items<T: serde::de::DeserializeOwned>(
-    context: &Context,
+    session: &mut Session,
     request: &Request,
 ) -> Result<Vec<T>, Error> {
     let mut items = Vec::new();
-    context.session()?.ask(request, &[], &mut |reply| {
+    session.ask(request, &[], &mut |reply| {
         if let Reply::Event(Event::Item(item)) = reply {
             items.push(serde_json::from_value(item)?);
         }

@@ -72,7 +72,7 @@ impl Verify {
 
     fn compare(&self, context: &Context, directory: &Path) -> Result<(), Error> {
         let entries: Vec<EntryItem> = items(
-            context,
+            &mut context.session()?,
             &Request::Ls {
                 target: self.target.clone(),
                 recursive: true,
