@@ -48,7 +48,13 @@ impl Home {
             .tempdir_in("/tmp")
             .expect("a temporary directory");
         std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("chown");
-        std::fs::copy(env!("CARGO_BIN_EXE_manifs"), dir.path().join("manifs")).expect("a copy");
+        // By a process of its own: a child that another test forks just now would inherit our descriptor of the copy,
+        // and until that child execs the copy cannot be run ("text file busy").
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_manifs"))
+            .arg(dir.path().join("manifs"))
+            .status();
+        assert!(copied.is_ok_and(|status| status.success()), "a copy");
         Home {
             dir,
             daemon: None,
