@@ -269,6 +269,12 @@ fn store_failure(error: &StoreError) -> Failure {
             failure.hint("use the version of manifs that made it, or another home")
         }
         StoreError::Full { .. } => failure.hint("raise [store] quota, or unpin something"),
+        StoreError::NoStore { .. } => {
+            failure.hint("[store] path has to name an empty directory, or one that does not exist")
+        }
+        StoreError::InUse { .. } => {
+            failure.hint("another daemon uses it: give each home a [store] path of its own")
+        }
         StoreError::Io { .. } => failure,
     }
 }

@@ -1,81 +1,169 @@
 //! The one way to a disk, narrow enough that crashes, torn writes and full disks can be simulated in memory.
+//!
+//! Files are named by what they are, not by paths: a [`Name`] is made from digests and constants only, so no byte from
+//! outside ever becomes a path. [`RealDisk`](super::RealDisk) is a directory, [`MemoryDisk`](super::MemoryDisk) the double.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
-use rustix::io::{Errno, ReadWriteFlags};
-
 use super::Wait;
+use crate::block::Digest;
 
-/// Files below one directory. Paths are relative, of plain names.
+/// A file below `store/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Name {
+    /// `r/<xx>/<hex>`: a file of at most one block.
+    Small(Digest),
+    /// `p/<xx>/<hex>`: a larger file, complete.
+    Whole(Digest),
+    /// `p/<xx>/<hex>.part`: a larger file with holes where blocks are absent.
+    Part(Digest),
+    /// `p/<xx>/<hex>.map`: which blocks of the part file are there.
+    Map(Digest),
+    /// `tmp/<number>`: a file whose name is not known yet.
+    Temporary(u64),
+    /// `recency`: sizes and order of use when the store was last flushed.
+    Recency,
+    /// `recency.new`: its successor while it is written.
+    RecencyNew,
+}
+
+/// A directory below `store/` that holds data files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Folder {
+    /// `r/<xx>`.
+    Small(u8),
+    /// `p/<xx>`.
+    Large(u8),
+}
+
+impl Name {
+    /// Returns the directory of a data file; none for what lies elsewhere.
+    pub fn folder(&self) -> Option<Folder> {
+        match self {
+            Name::Small(id) => Some(Folder::Small(id.as_bytes()[0])),
+            Name::Whole(id) | Name::Part(id) | Name::Map(id) => {
+                Some(Folder::Large(id.as_bytes()[0]))
+            }
+            Name::Temporary(_) | Name::Recency | Name::RecencyNew => None,
+        }
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading and writing; with [`Wait::No`] only if no disk has to be asked for it.
+    Existing(Wait),
+    /// For reading and writing; made when it, or its directory, is missing, and emptied when not.
+    New,
+}
+
+/// A file's length and cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stat {
+    /// Bytes.
+    pub len: u64,
+    /// Bytes it takes on the disk.
+    pub allocated: u64,
+}
+
+/// What a directory takes beside its data files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// Bytes of the directory itself; 0 when it is missing.
+    pub folder: u64,
+    /// Bytes of files in it that are none of ours.
+    pub strangers: u64,
+}
+
+/// Files below one directory. Errors are the system's; a file that is not there is `NotFound`, and what would have to
+/// wait although it may not is `WouldBlock`.
 pub trait Disk: Send + Sync + 'static {
-    /// Opens a file for reading and writing; `None` when there is none.
+    /// Opens a file.
     ///
     /// # Errors
     /// The system's, here and below.
-    fn open(&self, path: &str) -> io::Result<Option<Arc<dyn DiskFile>>>;
+    fn open(&self, name: Name, access: Access) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Creates an empty file, in the place of one that is there.
+    /// Opens, reads as [`DiskFile::read_at`] does, and closes: the way of small files.
     ///
     /// # Errors
     /// The system's.
-    fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>>;
+    fn read(&self, name: Name, offset: u64, buffer: &mut [u8], wait: Wait) -> io::Result<usize>;
+
+    /// Opens, reads up to `len` bytes from the start into a new vector, and closes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_vec(&self, name: Name, len: usize) -> io::Result<Vec<u8>>;
 
     /// Moves a file, over one that is there.
     ///
     /// # Errors
     /// The system's.
-    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn rename(&self, from: Name, to: Name) -> io::Result<()>;
 
     /// Removes a file; one that is not there is fine.
     ///
     /// # Errors
     /// The system's.
-    fn remove(&self, path: &str) -> io::Result<()>;
+    fn remove(&self, name: Name) -> io::Result<()>;
 
-    /// Returns the files of a directory; none when there is no such directory.
+    /// Returns length and space.
     ///
     /// # Errors
     /// The system's.
-    fn list(&self, directory: &str) -> io::Result<Vec<(String, Stat)>>;
+    fn stat(&self, name: Name) -> io::Result<Stat>;
 
-    /// Notes that a file was used just now.
+    /// Visits each data file of a directory. A missing directory is an empty one.
     ///
     /// # Errors
     /// The system's.
-    fn touch(&self, path: &str) -> io::Result<()>;
+    fn list(&self, folder: Folder, visit: &mut dyn FnMut(Name)) -> io::Result<Listed>;
 
-    /// Makes everything durable.
+    /// Returns the bytes taken by what is no data file: directories above them, the index, the summary, strangers.
+    ///
+    /// # Errors
+    /// The system's.
+    fn other_bytes(&self) -> io::Result<u64>;
+
+    /// Makes everything durable. A write that failed after it was accepted is told here.
     ///
     /// # Errors
     /// The system's.
     fn sync(&self) -> io::Result<()>;
+
+    /// Returns the unit in which space is given out, in bytes.
+    fn granule(&self) -> u64;
 }
 
 /// One open file.
 pub trait DiskFile: Send + Sync {
-    /// Reads up to `buffer.len()` bytes; with [`Wait::No`] only what needs no disk, else `WouldBlock`.
+    /// Reads until `buffer` is full or the file ends; with [`Wait::No`] only what needs no disk, else `WouldBlock`.
     ///
     /// # Errors
     /// The system's.
     fn read_at(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> io::Result<usize>;
 
-    /// Writes all of `bytes`.
+    /// Reads up to `len` bytes into a new vector, fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_vec(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Writes all of `bytes`; after an error some of them may be written.
     ///
     /// # Errors
     /// The system's.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Makes a span a hole, which takes no space.
+    /// Makes a span a hole, which takes no space and reads as zeros. The length stays.
     ///
     /// # Errors
     /// The system's.
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    fn punch(&self, span: Range<u64>) -> io::Result<()>;
 
     /// Sets the length; what is added is a hole.
     ///
@@ -88,174 +176,10 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// The system's.
     fn stat(&self) -> io::Result<Stat>;
-}
 
-/// A file's size, cost and age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stat {
-    /// Bytes.
-    pub len: u64,
-    /// Bytes it takes on the disk.
-    pub allocated: u64,
-    /// When it was last used, in seconds since 1970.
-    pub used: u64,
-}
-
-/// A directory of a real disk.
-pub struct RealDisk {
-    root: PathBuf,
-    /// For `syncfs`.
-    handle: File,
-}
-
-impl RealDisk {
-    /// Takes a directory, which is made when it is missing, with all the directories that a store has.
+    /// Returns the first span at or after `offset` that is no hole.
     ///
     /// # Errors
     /// The system's.
-    pub fn new(root: &Path) -> io::Result<RealDisk> {
-        fs::create_dir_all(root)?;
-        for kind in ["r", "p"] {
-            for shard in 0..=u8::MAX {
-                fs::create_dir_all(root.join(kind).join(format!("{shard:02x}")))?;
-            }
-        }
-        fs::create_dir_all(root.join("tmp"))?;
-        Ok(RealDisk {
-            handle: File::open(root)?,
-            root: root.to_path_buf(),
-        })
-    }
-}
-
-fn stat(metadata: &fs::Metadata) -> Stat {
-    Stat {
-        len: metadata.len(),
-        allocated: metadata.blocks() * 512,
-        used: u64::try_from(metadata.atime().max(metadata.mtime())).unwrap_or(0),
-    }
-}
-
-impl Disk for RealDisk {
-    fn open(&self, path: &str) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        match OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOATIME)
-            .open(self.root.join(path))
-        {
-            Ok(file) => Ok(Some(Arc::new(file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn create(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(self.root.join(path))?;
-        Ok(Arc::new(file))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.root.join(from), self.root.join(to))
-    }
-
-    fn remove(&self, path: &str) -> io::Result<()> {
-        match fs::remove_file(self.root.join(path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn list(&self, directory: &str) -> io::Result<Vec<(String, Stat)>> {
-        let entries = match fs::read_dir(self.root.join(directory)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            // One that was removed meanwhile is no error.
-            if let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), entry.metadata()) {
-                found.push((name, stat(&metadata)));
-            }
-        }
-        Ok(found)
-    }
-
-    fn touch(&self, path: &str) -> io::Result<()> {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let keep = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        };
-        let times = Timestamps {
-            last_access: now,
-            last_modification: keep,
-        };
-        rustix::fs::utimensat(
-            rustix::fs::CWD,
-            self.root.join(path),
-            &times,
-            rustix::fs::AtFlags::empty(),
-        )?;
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.handle)?)
-    }
-}
-
-impl DiskFile for File {
-    fn read_at(&self, offset: u64, buffer: &mut [u8], wait: Wait) -> io::Result<usize> {
-        if wait == Wait::Yes {
-            let mut done = 0;
-            while done < buffer.len() {
-                match FileExt::read_at(self, &mut buffer[done..], offset + done as u64) {
-                    Ok(0) => break,
-                    Ok(count) => done += count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            return Ok(done);
-        }
-        let mut slices = [io::IoSliceMut::new(buffer)];
-        match rustix::io::preadv2(self.as_fd(), &mut slices, offset, ReadWriteFlags::NOWAIT) {
-            Ok(count) => Ok(count),
-            // Some file systems do not know NOWAIT: then nothing is at hand.
-            Err(Errno::OPNOTSUPP | Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.write_all_at(bytes, offset)
-    }
-
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(
-            self,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        )?)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        File::set_len(self, len)
-    }
-
-    fn stat(&self) -> io::Result<Stat> {
-        Ok(stat(&self.metadata()?))
-    }
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
 }

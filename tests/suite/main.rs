@@ -24,5 +24,8 @@ mod publish_trees;
 mod registry;
 mod share;
 mod state;
+mod store;
+mod store_model;
+mod store_speed;
 mod trust;
 mod unixfs;

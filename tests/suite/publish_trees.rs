@@ -527,7 +527,7 @@ async fn what_cannot_fit_is_refused_before_a_byte_is_stored() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(home.store.usage().used, 0);
+    assert_eq!(home.store.usage().files, 0);
     let outcome = home.publisher.dry_run(
         publishing::directory(dir.path()),
         options("a@1.0.0"),
