@@ -116,10 +116,12 @@ impl Store {
     /// Evicts until the quota holds, after a start with a smaller one, or when other files have grown. Not at the start
     /// itself: what is not to be evicted has not been named then.
     pub(super) fn shrink(&self) {
-        let mut victims = self.space.victims.lock();
-        while self.space.used.load(Ordering::Acquire) > self.options.quota
-            && self.evict_one(&mut victims) > 0
-        {}
+        // One at a time, so that whoever needs room meanwhile does not wait for all of it.
+        while self.space.used.load(Ordering::Acquire) > self.options.quota {
+            if self.evict_one(&mut self.space.victims.lock()) == 0 {
+                return;
+            }
+        }
     }
 
     /// Looks again at what the index, the summary and strangers take.
