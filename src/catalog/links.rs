@@ -3,7 +3,7 @@
 //! Judged by walking the tree part by part with links followed, never by text: `a/../..` leaves or not depending on
 //! whether `a` is a link.
 
-use super::{Catalog, CatalogError, Kind, ReadAt};
+use super::{Catalog, CatalogError, DEPTH_MAX, Kind, ReadAt, Rule};
 
 /// Links that one walk follows at most, as the kernel does.
 const LINKS_MAX: u32 = 40;
@@ -75,8 +75,13 @@ fn ancestors<R: ReadAt>(
 ) -> Result<Vec<Option<u32>>, CatalogError> {
     let mut above = vec![Some(directory)];
     let mut number = directory;
-    // Parents have lower rows, so this ends.
     while number != 0 {
+        if above.len() > DEPTH_MAX as usize {
+            return Err(CatalogError::Row {
+                row: directory,
+                rule: Rule::Depth,
+            });
+        }
         number = catalog.row(number)?.parent();
         above.push(Some(number));
     }

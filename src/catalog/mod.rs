@@ -4,6 +4,7 @@
 //! memory, before anything of it is shown. [`Catalog`] reads single rows, and survives any bytes all the same: every row
 //! is checked at each use. Where the bytes come from is [`ReadAt`]'s business; this module knows no store and no network.
 
+mod batch;
 mod directories;
 mod draft;
 mod header;
@@ -12,6 +13,7 @@ mod reader;
 mod row;
 pub mod sums;
 mod validate;
+mod whole;
 mod writer;
 
 use std::io;
@@ -24,6 +26,7 @@ pub use header::{CATALOG_BYTES_MAX, Header};
 pub use reader::{Catalog, VisitRow};
 pub use row::{Kind, Row};
 pub use validate::validate;
+pub use whole::WholeFile;
 pub use writer::{NewEntry, Sealed, Times, Writer};
 
 /// The deepest entry: the root has depth 0.
@@ -155,6 +158,8 @@ pub enum Rule {
     LinkId,
     /// A directory's id is what its entries give.
     DirectoryId,
+    /// The digest of a whole large file is what its bytes give; only who has all of them can tell.
+    WholeDigest,
 }
 
 impl Rule {
@@ -183,6 +188,7 @@ impl Rule {
             Rule::FileId => "file-id",
             Rule::LinkId => "link-id",
             Rule::DirectoryId => "directory-id",
+            Rule::WholeDigest => "whole-digest",
         }
     }
 }

@@ -5,20 +5,17 @@
     reason = "lengths fit usize on the 64-bit machines that the crate insists on"
 )]
 
+use std::cmp::Ordering;
 use std::ops::{ControlFlow, Range};
 
-use zerocopy::FromBytes;
-
+use super::batch::Batch;
 use super::header::{DIGEST_BYTES, HEADER_BYTES, Header};
-use super::row::{ROW_BYTES, RawRow};
+use super::row::ROW_BYTES;
 use super::{CatalogError, DEPTH_MAX, Kind, ReadAt, Row, Rule, Totals};
 use crate::block::{BLOCK_BYTES, BlockRef, Digest};
 
-/// Rows that a listing reads at once: one page of memory.
-const BATCH_ROWS: u32 = 64;
-
-/// Bytes of names that a listing reads at once; a batch with longer ones, which only links have, is read one by one.
-const BATCH_NAME_BYTES: u64 = 32 << 10;
+/// When so few children are left, a lookup reads them all at once: one read costs less than five more steps.
+const LOOKUP_ROWS: u32 = 32;
 
 /// Takes a row of a listing, with its number and name.
 pub type VisitRow<'a> = &'a mut dyn FnMut(u32, &Row, &[u8]) -> ControlFlow<()>;
@@ -114,16 +111,31 @@ impl<R: ReadAt> Catalog<R> {
         }
         let Range { mut start, mut end } = directory.children();
         let mut buffer = [0; u8::MAX as usize];
-        while start < end {
+        while end - start > LOOKUP_ROWS {
             let middle = start + (end - start) / 2;
             let row = self.row(middle)?;
             let found = &mut buffer[..row.name_len.into()];
             self.reader
                 .read_at(self.header.names_at() + u64::from(row.name), found)?;
             match (*found).cmp(name) {
-                std::cmp::Ordering::Less => start = middle + 1,
-                std::cmp::Ordering::Greater => end = middle,
-                std::cmp::Ordering::Equal => return Ok(Some((middle, row))),
+                Ordering::Less => start = middle + 1,
+                Ordering::Greater => end = middle,
+                Ordering::Equal => return Ok(Some((middle, row))),
+            }
+        }
+        if start == end {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        batch.read(self, start, end - start)?;
+        let (mut low, mut high) = (0, batch.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let row = batch.row(self, middle)?;
+            match batch.with_name(self, &row, |found| found.cmp(name))? {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(Some((row.number, row))),
             }
         }
         Ok(None)
@@ -146,27 +158,38 @@ impl<R: ReadAt> Catalog<R> {
         }
         let children = directory.children();
         let mut next = children.start.saturating_add(from);
-        let mut rows = [0; (BATCH_ROWS as u64 * ROW_BYTES) as usize];
-        let mut names = Vec::new();
+        let mut batch = Batch::new();
         while next < children.end {
-            let count = BATCH_ROWS.min(children.end - next);
-            let bytes = &mut rows[..(u64::from(count) * ROW_BYTES) as usize];
-            self.reader.read_at(self.header.row_at(next), bytes)?;
-            let Ok(raws) = <[RawRow]>::ref_from_bytes(bytes) else {
-                return Err(CatalogError::NoSuchRow(next));
-            };
-            let batch = Batch::read(self, raws, next, &mut names)?;
-            for (number, raw) in (next..).zip(raws) {
-                let row = Row::parse(raw, number, &self.header)?;
-                let flow = match batch.as_ref().and_then(|batch| batch.name(&row, &names)) {
-                    Some(name) => visit(number, &row, name),
-                    None => visit(number, &row, &self.name(&row)?),
-                };
+            batch.read(self, next, children.end - next)?;
+            for index in 0..batch.len() {
+                let row = batch.row(self, index)?;
+                let flow = batch.with_name(self, &row, |name| visit(row.number, &row, name))?;
                 if flow.is_break() {
                     return Ok(());
                 }
             }
-            next += count;
+            next += batch.len();
+        }
+        Ok(())
+    }
+
+    /// Visits rows in order, many at a read, without their names.
+    ///
+    /// # Errors
+    /// [`CatalogError`], of a row or of `visit`.
+    pub fn scan<E: From<CatalogError>>(
+        &self,
+        rows: Range<u32>,
+        visit: &mut dyn FnMut(&Row) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut batch = Batch::new();
+        let mut next = rows.start;
+        while next < rows.end {
+            batch.read_rows(self, next, rows.end - next)?;
+            for index in 0..batch.len() {
+                visit(&batch.row(self, index)?)?;
+            }
+            next += batch.len();
         }
         Ok(())
     }
@@ -276,40 +299,5 @@ impl<R: ReadAt> Catalog<R> {
             }
         }
         Ok(Some(found))
-    }
-}
-
-/// The names of one batch of rows, read at once.
-struct Batch {
-    start: u64,
-}
-
-impl Batch {
-    /// Reads the span of the batch's names; `None` when it is long, or no span at all.
-    fn read<R: ReadAt>(
-        catalog: &Catalog<R>,
-        raws: &[RawRow],
-        first: u32,
-        names: &mut Vec<u8>,
-    ) -> Result<Option<Batch>, CatalogError> {
-        let (Some(raw), Some(last)) = (raws.first(), raws.last()) else {
-            return Ok(None);
-        };
-        let start = Row::parse(raw, first, &catalog.header)?.name.into();
-        let last_number = first + u32::try_from(raws.len() - 1).unwrap_or(0);
-        let end = Row::parse(last, last_number, &catalog.header)?.name_end();
-        let Some(len @ 0..=BATCH_NAME_BYTES) = end.checked_sub(start) else {
-            return Ok(None);
-        };
-        names.resize(usize::try_from(len).unwrap_or(0), 0);
-        catalog
-            .reader
-            .read_at(catalog.header.names_at() + start, names)?;
-        Ok(Some(Batch { start }))
-    }
-
-    fn name<'a>(&self, row: &Row, names: &'a [u8]) -> Option<&'a [u8]> {
-        let start = usize::try_from(u64::from(row.name).checked_sub(self.start)?).ok()?;
-        names.get(start..start + usize::from(row.name_len))
     }
 }

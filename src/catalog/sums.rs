@@ -1,6 +1,7 @@
 //! A catalog's `SHA256SUMS`, in row order.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 
 use super::{Catalog, CatalogError, Kind, ReadAt};
 use crate::manifest::sums;
@@ -10,28 +11,32 @@ use crate::manifest::sums;
 /// # Errors
 /// [`CatalogError`]; those of `out` as [`super::ReadError::Io`].
 pub fn write<R: ReadAt>(catalog: &Catalog<R>, out: &mut dyn Write) -> Result<(), CatalogError> {
-    // Rows of one directory follow each other, so its path is found once.
-    let mut parent: Option<(u32, Vec<u8>)> = None;
-    for number in 1..catalog.rows() {
-        let row = catalog.row(number)?;
-        if row.kind() != Kind::File {
-            continue;
+    // Children are one run, and runs lie in their directories' order: so this is row order.
+    catalog.scan(0..catalog.rows(), &mut |directory| {
+        if directory.children().is_empty() {
+            return Ok(());
         }
-        let mut path = match &parent {
-            Some((known, path)) if *known == row.parent() => path.clone(),
-            _ => {
-                let mut path = catalog.path(row.parent())?;
-                if !path.is_empty() {
-                    path.push(b'/');
-                }
-                parent = Some((row.parent(), path.clone()));
-                path
+        let mut path = catalog.path(directory.number())?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        let prefix = path.len();
+        let mut outcome = Ok(());
+        catalog.entries(directory, 0, &mut |_, row, name| {
+            if row.kind() == Kind::File {
+                path.truncate(prefix);
+                path.extend_from_slice(name);
+                outcome = catalog
+                    .whole(row)
+                    .and_then(|digest| Ok(out.write_all(&sums::line(digest, &path))?));
             }
-        };
-        path.extend_from_slice(&catalog.name(&row)?);
-        out.write_all(&sums::line(catalog.whole(&row)?, &path))?;
-    }
-    Ok(())
+            match outcome {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+        outcome
+    })
 }
 
 /// Returns the whole text, or nothing when it is longer than `max_bytes`.

@@ -25,6 +25,9 @@ use crate::unixfs::{Cid, Node, symlink};
 /// Rows that the last pass rewrites at once.
 const PATCH_ROWS: u32 = 1024;
 
+/// Rows that [`Writer::next_directory`] reads at once.
+const AHEAD_ROWS: u32 = 1024;
+
 /// Where an id lies in its row.
 const ID_OFFSET: u64 = 32;
 
@@ -85,6 +88,8 @@ pub struct Writer {
     depth: u32,
     /// The directory whose path was asked for last, which is often the next one's parent or sibling.
     last_parent: (u32, Vec<u8>),
+    /// Rows from that number on as they were when they were read.
+    ahead: (u32, Vec<u8>),
 }
 
 impl Writer {
@@ -125,6 +130,7 @@ impl Writer {
             level_end: 1,
             depth: 0,
             last_parent: (0, Vec::new()),
+            ahead: (0, Vec::new()),
         })
     }
 
@@ -145,7 +151,7 @@ impl Writer {
                 self.depth += 1;
             }
             self.next += 1;
-            let row = self.row(number)?;
+            let row = self.row_ahead(number)?;
             if row.kind == Kind::Directory {
                 return Ok(Some((number, self.path(&row)?)));
             }
@@ -381,6 +387,27 @@ impl Writer {
             Ok(found)
         } else {
             Err(CatalogError::WrongKind(row))
+        }
+    }
+
+    /// Reads the row that [`Writer::next_directory`] looks at, and many that follow. Of these only ids may change before
+    /// they are looked at.
+    fn row_ahead(&mut self, number: u32) -> Result<Row, CatalogError> {
+        let ahead = (self.ahead.1.len() / ROW_BYTES as usize) as u64;
+        if u64::from(number - self.ahead.0) >= ahead {
+            let count = AHEAD_ROWS.min(self.row_count - number);
+            self.ahead.1.resize(count as usize * ROW_BYTES as usize, 0);
+            self.ahead.0 = number;
+            let at = ROW_BYTES * u64::from(number);
+            if let Err(error) = self.rows.read_exact_at(&mut self.ahead.1, at) {
+                self.ahead.1.clear();
+                return Err(error.into());
+            }
+        }
+        let (rows, _) = self.ahead.1.as_chunks::<{ ROW_BYTES as usize }>();
+        match rows.get((number - self.ahead.0) as usize) {
+            Some(bytes) => Row::parse(zerocopy::transmute_ref!(bytes), number, &self.header()),
+            None => Err(CatalogError::NoSuchRow(number)),
         }
     }
 

@@ -13,6 +13,7 @@
 mod common;
 
 mod catalog;
+mod catalog_reading;
 mod envelope;
 mod fetch_speed;
 mod fuzz_corpus;

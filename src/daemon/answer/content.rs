@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{catalog_failure, fetch_failure, value};
 use crate::block::{BLOCK_BYTES, Block};
-use crate::catalog::{Kind, verify_ids};
+use crate::catalog::{Kind, WholeFile, verify_ids};
 use crate::daemon::{Home, subtree};
 use crate::fetch::Priority;
 use crate::install::{Listed, Tree, want_of};
@@ -110,9 +110,25 @@ impl Home {
             }
             let mut blocks = futures::stream::iter(0..row.blocks())
                 .map(|index| self.block(&version, &tree, number, index))
-                .buffer_unordered(AHEAD);
+                .buffered(AHEAD);
+            let mut whole = WholeFile::default();
             while let Some(block) = blocks.next().await {
-                block?;
+                let block = block?;
+                // The digest of a file's only block is that of the whole.
+                if row.blocks() > 1 {
+                    let hash = move || {
+                        whole.add(block.bytes());
+                        whole
+                    };
+                    whole = tokio::task::spawn_blocking(hash)
+                        .await
+                        .map_err(Failure::failed)?;
+                }
+            }
+            if row.blocks() > 1 {
+                whole.check(&tree, &row).map_err(|error| {
+                    Failure::new(FailureKind::Refused, catalog_failure(&version, &error))
+                })?;
             }
             verification.files += 1;
             verification.bytes += row.size();
