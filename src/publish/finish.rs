@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::PublishError;
 use super::job::{Envelopes, Job, Part, Publisher, Signer};
 use super::journal;
+use super::keep::keep_version;
 use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
 use crate::block::Digest;
@@ -113,12 +114,54 @@ impl Publisher {
             let done = publisher
                 .complete(&job, signed, &trust, &found.registry)
                 .await;
-            // The claim is held until here.
-            drop(found);
-            done
+            let ended = publisher
+                .on_disk(move |publisher| publisher.keep(found))
+                .await;
+            done.and(ended)
         });
         task.await.map_err(std::io::Error::other)??;
         Ok(outcome)
+    }
+
+    /// Ends a job: what it stored stays protected from eviction if it is visible now, and was not before.
+    fn keep(&self, job: Job) -> Result<(), PublishError> {
+        let Job {
+            summary,
+            kept,
+            claim,
+            ..
+        } = job;
+        let visible = self.state.published().manifest(&summary.package)?.is_some();
+        if visible && self.kept.lock().insert(summary.package) {
+            kept.for_good();
+        }
+        drop(claim);
+        Ok(())
+    }
+
+    /// Protects what earlier processes published from eviction. Blocking; [`Publisher::resume`] does it too.
+    ///
+    /// A version whose catalog is not in the store any more is told in the log and passed over.
+    ///
+    /// # Errors
+    /// [`PublishError::State`]
+    pub fn keep_published(&self) -> Result<(), PublishError> {
+        for package in self.state.published().versions()? {
+            let Some(bytes) = self.state.published().manifest(&package)? else {
+                continue;
+            };
+            if !self.kept.lock().insert(package.clone()) {
+                continue;
+            }
+            let envelope = Envelope::parse(&bytes)?;
+            let Signed::Manifest(manifest) = envelope.unverified() else {
+                continue;
+            };
+            if let Err(error) = keep_version(&self.store, manifest) {
+                tracing::warn!(%package, %error, "published here, but not in the store any more: publish it again");
+            }
+        }
+        Ok(())
     }
 
     /// Carries on what an earlier process had signed, and forgets what it had not. `open` opens a registry by its name.
@@ -130,6 +173,13 @@ impl Publisher {
         open: &(dyn Fn(&str) -> Option<Arc<dyn Registry>> + Sync),
         trust: Arc<TrustPolicy>,
     ) -> Vec<Resumed> {
+        if let Err(error) = self.on_disk(Publisher::keep_published).await {
+            let result = Err(error);
+            return vec![Resumed {
+                package: None,
+                result,
+            }];
+        }
         let jobs = match self
             .on_disk(|publisher| Ok(publisher.journal.jobs()?))
             .await

@@ -194,6 +194,7 @@ impl<'a> Run<'a> {
     }
 
     fn thread(&self) {
+        let _guard = AbortOnPanic(self);
         while let Some(work) = self.queue.next() {
             match work {
                 Work::Block(block) => self.block(block),
@@ -366,6 +367,18 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Ends the other threads when one dies, so that its panic is heard instead of waited for.
+struct AbortOnPanic<'r, 'a>(&'r Run<'a>);
+
+impl Drop for AbortOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+            self.0.queue.abort();
+        }
+    }
+}
+
 /// A file of more than one block while it is read.
 struct Large<'r, 'a> {
     run: &'r Run<'a>,
@@ -457,7 +470,11 @@ impl<'a> Large<'_, 'a> {
                 run.queue
                     .wait(|| slot.get().is_some(), |block| run.block(block));
             }
-            let digest = *slot.get().expect("waited for it");
+            let Some(digest) = slot.get().copied() else {
+                // The thread that had it died; so does the publish.
+                self.waiting.clear();
+                return Ok(());
+            };
             self.tree.push(digest, &mut |_| Ok(()))?;
             self.gathered.push(digest);
             if self.gathered.len() == DIGESTS_GATHERED {

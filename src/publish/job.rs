@@ -1,6 +1,6 @@
 //! One publish from the directory to the registry, with the signature in another process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::PublishError;
 use super::build::{Built, build};
 use super::journal::Journal;
+use super::keep::Kept;
 use super::known::{Known, known, next_index};
 use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
-use super::sink::{Nowhere, Sink};
+use super::sink::{Keeping, Nowhere, room};
 use crate::block::Digest;
 use crate::manifest::json::Json;
 use crate::manifest::{
@@ -28,12 +29,14 @@ use crate::store::Store;
 
 /// Publishes into one home.
 pub struct Publisher {
-    pub(super) sink: Arc<dyn Sink + Send>,
+    pub(super) store: Arc<Store>,
     pub(super) state: Arc<State>,
     pub(super) journal: Journal,
     /// Directories that must not lie in what is published.
     homes: Vec<PathBuf>,
     jobs: Mutex<Jobs>,
+    /// The versions whose files this process protects from eviction until it ends.
+    pub(super) kept: Mutex<HashSet<PackageVersion>>,
 }
 
 #[derive(Default)]
@@ -132,6 +135,7 @@ pub(super) struct Job {
     pub(super) sums: Option<Vec<u8>>,
     pub(super) replaces: Option<Digest>,
     pub(super) registry: Arc<dyn Registry>,
+    pub(super) kept: Kept,
 }
 
 /// Something to be announced.
@@ -183,21 +187,14 @@ impl Publisher {
     /// Publishes into the store and state of a home. `homes` are directories that must not lie in what is published:
     /// those of the home itself.
     pub fn new(store: Arc<Store>, state: Arc<State>, homes: Vec<PathBuf>) -> Arc<Publisher> {
-        Publisher::with_sink(Arc::new(store), state, homes)
-    }
-
-    fn with_sink(
-        sink: Arc<dyn Sink + Send>,
-        state: Arc<State>,
-        homes: Vec<PathBuf>,
-    ) -> Arc<Publisher> {
         let journal = Journal::new(state.journal());
         Arc::new(Publisher {
-            sink,
+            store,
             state,
             journal,
             homes,
             jobs: Mutex::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -217,7 +214,7 @@ impl Publisher {
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
             let temporary = publisher.state.journal();
-            let sink = Nowhere(publisher.sink.room());
+            let sink = Nowhere(Some(room(&publisher.store)));
             let built = build(
                 directory,
                 &options,
@@ -255,13 +252,17 @@ impl Publisher {
         let after = Arc::clone(&progress);
         let done = blocking(progress, move |progress| {
             let temporary = publisher.state.journal();
-            let sink = &*publisher.sink;
+            let kept = Kept::new(Arc::clone(&publisher.store), temporary)?;
+            let sink = Keeping {
+                store: &publisher.store,
+                kept: &kept,
+            };
             let built = build(
                 directory,
                 &options,
                 &publisher.homes,
                 temporary,
-                sink,
+                &sink,
                 progress,
             )?;
             let draft = Draft::new(&built, &options, &known)?;
@@ -273,6 +274,7 @@ impl Publisher {
                 sums: built.sums()?,
                 replaces: known.replaces,
                 registry,
+                kept,
             })
         });
         let job = done.await?;

@@ -24,6 +24,8 @@ struct State<B, F> {
     active: usize,
     /// Nothing more of `F` will come.
     closed: bool,
+    /// A thread has died: nobody waits for anything any more.
+    aborted: bool,
 }
 
 /// A piece of work.
@@ -40,6 +42,7 @@ impl<B, F> Queue<B, F> {
                 files: VecDeque::new(),
                 active: 0,
                 closed: false,
+                aborted: false,
             }),
             changed: Condvar::new(),
             capacity,
@@ -49,7 +52,7 @@ impl<B, F> Queue<B, F> {
     /// Adds files; waits while many are waiting.
     pub(crate) fn add_files(&self, files: F) {
         let mut state = self.state.lock();
-        while state.files.len() >= self.capacity && !state.closed {
+        while state.files.len() >= self.capacity && !state.aborted {
             self.changed.wait(&mut state);
         }
         state.files.push_back(files);
@@ -74,6 +77,9 @@ impl<B, F> Queue<B, F> {
     pub(crate) fn next(&self) -> Option<Work<B, F>> {
         let mut state = self.state.lock();
         loop {
+            if state.aborted {
+                return None;
+            }
             if let Some(block) = state.blocks.pop_front() {
                 return Some(Work::Block(block));
             }
@@ -96,10 +102,16 @@ impl<B, F> Queue<B, F> {
         self.changed.notify_all();
     }
 
-    /// Waits until `ready`, doing blocks meanwhile. Whoever makes `ready` true calls [`Queue::done`] afterwards.
+    /// Says that a thread has died, and with it maybe what others wait for.
+    pub(crate) fn abort(&self) {
+        self.state.lock().aborted = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `ready`, doing blocks meanwhile; returns early after [`Queue::abort`]. Whoever makes `ready` true calls [`Queue::done`] afterwards.
     pub(crate) fn wait(&self, ready: impl Fn() -> bool, mut block: impl FnMut(B)) {
         let mut state = self.state.lock();
-        while !ready() {
+        while !ready() && !state.aborted {
             if let Some(work) = state.blocks.pop_front() {
                 drop(state);
                 block(work);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::PublishError;
+use super::keep::Kept;
 use crate::block::{BLOCK_BYTES, Block, BlockRef, Digest, FileRef};
 use crate::store::{self, Store};
 
@@ -41,8 +42,22 @@ pub(crate) trait LargeSink: Send + Sync {
     fn finish(&self, id: Digest) -> Result<(), PublishError>;
 }
 
-/// The store.
-impl Sink for Arc<Store> {
+/// The store, which keeps what it takes from being evicted.
+pub(crate) struct Keeping<'a> {
+    pub(crate) store: &'a Arc<Store>,
+    pub(crate) kept: &'a Kept,
+}
+
+/// Returns how much a store can take.
+pub(crate) fn room(store: &Store) -> Room {
+    let usage = store.usage();
+    Room {
+        quota: usage.quota,
+        held: usage.unevictable,
+    }
+}
+
+impl Sink for Keeping<'_> {
     fn small(&self, block: &Block) -> Result<(), PublishError> {
         let file = FileRef {
             id: block.digest(),
@@ -53,38 +68,37 @@ impl Sink for Arc<Store> {
             index: 0,
             digest: block.digest(),
         };
-        Ok(self.put(&place, block)?)
+        self.kept.keep(&file)?;
+        Ok(self.store.put(&place, block)?)
     }
 
     fn large(&self, size: u64, data: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError> {
-        let ingest = self.ingest(size, data)?;
+        let ingest = self.store.ingest(size, data)?;
         Ok(Arc::new(LargeFile {
             size,
+            kept: self.kept,
             ingest: RwLock::new(Some(ingest)),
         }))
     }
 
     fn room(&self) -> Option<Room> {
-        let usage = self.usage();
-        Some(Room {
-            quota: usage.quota,
-            held: usage.unevictable,
-        })
+        Some(room(self.store))
     }
 
     fn sync(&self) -> Result<(), PublishError> {
-        Ok(Store::sync(self)?)
+        Ok(self.store.sync()?)
     }
 }
 
 /// A large file on its way into the store.
-struct LargeFile {
+struct LargeFile<'a> {
     size: u64,
+    kept: &'a Kept,
     /// Gone once it is finished.
     ingest: RwLock<Option<store::Ingest>>,
 }
 
-impl LargeSink for LargeFile {
+impl LargeSink for LargeFile<'_> {
     fn block(&self, index: u64, bytes: &[u8]) -> Result<(), PublishError> {
         match &*self.ingest.read() {
             Some(ingest) => Ok(ingest.write(index * BLOCK_BYTES, bytes)?),
@@ -99,7 +113,10 @@ impl LargeSink for LargeFile {
             size: self.size,
         };
         match ingest {
-            Some(ingest) => Ok(ingest.finish(file)?),
+            Some(ingest) => {
+                self.kept.keep(&file)?;
+                Ok(ingest.finish(file)?)
+            }
             None => Ok(()),
         }
     }

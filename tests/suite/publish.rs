@@ -558,3 +558,59 @@ async fn whoever_was_faster_is_not_overwritten() {
     let index = three.index(&package("a@3.0.0")).unwrap();
     assert_eq!((index.sequence, index.versions.len()), (2, 2));
 }
+
+#[tokio::test]
+async fn what_was_published_is_not_evicted_and_what_was_given_up_is() {
+    let home = Home::with_quota(16 << 20);
+    let bytes = |number: u8| -> Vec<u8> {
+        (0..3 << 20)
+            .map(|at: u32| (at / 3 % 251) as u8 ^ number)
+            .collect()
+    };
+    let large = |number: u8| {
+        let tree = tree("small");
+        fs::write(tree.path().join("large"), bytes(number)).unwrap();
+        tree
+    };
+    let held = |home: &Home| home.store.usage().unevictable;
+    home.publish(large(1).path(), options("a@1.0.0"))
+        .await
+        .unwrap();
+    let after_one = held(&home);
+    assert!(after_one > 3 << 20, "{after_one}");
+    // Given up, the second leaves nothing protected; published again, the first is not counted twice.
+    let job = home
+        .prepare(large(2).path(), options("a@2.0.0"))
+        .await
+        .unwrap()
+        .job;
+    assert!(held(&home) > after_one + (3 << 20) - 1);
+    home.publisher.abandon(&job);
+    assert_eq!(held(&home), after_one);
+    home.publish(large(1).path(), options("a@1.0.0"))
+        .await
+        .unwrap_err();
+    assert_eq!(held(&home), after_one);
+
+    // The next process protects it again, and everything else gives way.
+    let home = home.restart();
+    let open = |_: &str| -> Option<Arc<dyn Registry>> { None };
+    assert!(
+        home.publisher
+            .resume(&open, Arc::clone(&home.trust))
+            .await
+            .is_empty()
+    );
+    assert_eq!(held(&home), after_one);
+    for number in 3..9 {
+        let job = home
+            .prepare(large(number).path(), options("b@1.0.0"))
+            .await
+            .unwrap()
+            .job;
+        home.publisher.abandon(&job);
+    }
+    let catalog = home.catalog(&home.manifest(&package("a@1.0.0")).unwrap());
+    assert_eq!(home.content(&catalog, "large"), bytes(1));
+    assert_eq!(home.content(&catalog, "d/file"), b"small");
+}
