@@ -274,8 +274,8 @@ impl Publisher {
             package: package.clone(),
             registry: job.registry.name().to_owned(),
             replaces: job.replaces,
-            manifest: manifest.bytes().to_vec(),
-            index: index.bytes().to_vec(),
+            manifest: manifest.bytes().clone(),
+            index: index.bytes().clone(),
             sums: job.sums.clone(),
         })
     }
@@ -338,7 +338,7 @@ impl Publisher {
         Ok(Shown {
             manifest: trusted,
             index,
-            sums: signed.sums.clone().map(Bytes::from),
+            sums: signed.sums.clone(),
             replaces: signed.replaces,
         })
     }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::options::JobId;
@@ -32,9 +33,9 @@ pub(crate) struct Signed {
     pub(crate) registry: String,
     /// The digest of the index envelope that the new one was made from.
     pub(crate) replaces: Option<Digest>,
-    pub(crate) manifest: Vec<u8>,
-    pub(crate) index: Vec<u8>,
-    pub(crate) sums: Option<Vec<u8>>,
+    pub(crate) manifest: Bytes,
+    pub(crate) index: Bytes,
+    pub(crate) sums: Option<Bytes>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -109,7 +110,7 @@ impl Journal {
                 return Ok(None);
             }
             match durable::read(&path.join(name), max)? {
-                Some(bytes) => Ok(Some(bytes)),
+                Some(bytes) => Ok(Some(Bytes::from(bytes))),
                 None => Err(damaged("a file is gone")),
             }
         };
@@ -167,9 +168,9 @@ mod tests {
             package: "a@1.0.0".parse().unwrap(),
             registry: "/r".to_owned(),
             replaces: Some(Digest::EMPTY),
-            manifest: b"m".to_vec(),
-            index: b"i".to_vec(),
-            sums: Some(b"s".to_vec()),
+            manifest: Bytes::from_static(b"m"),
+            index: Bytes::from_static(b"i"),
+            sums: Some(Bytes::from_static(b"s")),
         };
         journal.signed(&job, &signed).unwrap();
         assert_eq!(journal.read(&job).unwrap(), Some(signed.clone()));
