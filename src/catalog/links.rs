@@ -3,7 +3,7 @@
 //! Judged by walking the tree part by part with links followed, never by text: `a/../..` leaves or not depending on
 //! whether `a` is a link.
 
-use super::{Catalog, CatalogError, DEPTH_MAX, Kind, ReadAt, Rule};
+use super::{Catalog, CatalogError, DEPTH_MAX, Kind, ReadAt, Row, Rule};
 
 /// Links that one walk follows at most, as the kernel does.
 const LINKS_MAX: u32 = 40;
@@ -60,6 +60,56 @@ pub fn leaves<R: ReadAt>(catalog: &Catalog<R>, link: u32) -> Result<bool, Catalo
         }
     }
     Ok(false)
+}
+
+/// Finds what a path leads to inside the version, links followed; none where it leads nowhere, or out.
+///
+/// # Errors
+/// [`CatalogError`]
+pub fn resolve<R: ReadAt>(
+    catalog: &Catalog<R>,
+    path: &[u8],
+) -> Result<Option<(u32, Row)>, CatalogError> {
+    let mut above = vec![0];
+    let mut parts = Vec::new();
+    push_target(path, &mut parts);
+    let mut followed = 0;
+    // What the walk has reached, while that is no directory.
+    let mut leaf = None;
+    while let Some(part) = parts.pop() {
+        if leaf.is_some() {
+            return Ok(None);
+        }
+        let Some(directory) = above.last() else {
+            return Ok(None);
+        };
+        match &part[..] {
+            b"" | b"." => continue,
+            b".." => {
+                above.pop();
+                continue;
+            }
+            _ => {}
+        }
+        let directory = catalog.row(*directory)?;
+        let Some((number, row)) = catalog.lookup(&directory, &part)? else {
+            return Ok(None);
+        };
+        match row.kind() {
+            Kind::Directory => above.push(number),
+            Kind::File => leaf = Some(number),
+            Kind::Symlink => {
+                followed += 1;
+                if followed > LINKS_MAX || push_target(&catalog.target(&row)?, &mut parts) {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+    match leaf.or(above.last().copied()) {
+        Some(number) => Ok(Some((number, catalog.row(number)?))),
+        None => Ok(None),
+    }
 }
 
 /// Puts a target's parts in front; returns whether it is absolute.

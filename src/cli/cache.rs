@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::output;
-use super::{Context, Error};
+use super::{Context, Error, targets};
 use crate::serve::control::{Done, Event, Reply, Request};
 
 /// What is meant.
@@ -56,7 +56,7 @@ impl Warm {
         let done = ask(
             context,
             &Request::Warm {
-                targets: self.targets.targets,
+                targets: targets(&self.targets.targets),
             },
         )?;
         say(
@@ -79,7 +79,7 @@ impl Pin {
         let done = ask(
             context,
             &Request::Pin {
-                targets: self.targets.targets,
+                targets: targets(&self.targets.targets),
             },
         )?;
         say(
@@ -97,7 +97,7 @@ impl Unpin {
         let done = ask(
             context,
             &Request::Unpin {
-                targets: self.targets.targets,
+                targets: targets(&self.targets.targets),
             },
         )?;
         say(context, json, &done, &format!("{} files", done.files))
@@ -109,7 +109,7 @@ impl Evict {
         let done = ask(
             context,
             &Request::Evict {
-                targets: self.targets,
+                targets: targets(&self.targets),
             },
         )?;
         say(

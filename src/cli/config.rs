@@ -4,11 +4,16 @@ use clap::Subcommand;
 
 use super::output;
 use super::{Context, Error};
+use crate::serve::control::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Shows what is meant by file, environment and defaults.
-    Show,
+    Show {
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Checks the file.
     Check,
     /// Prints where the file lies.
@@ -32,11 +37,10 @@ impl ConfigCommand {
                     }
                 ));
             }
-            ConfigCommand::Show => {
-                let config = context.config()?;
-                for text in format!("{config:#?}").lines() {
-                    output::line(text)?;
-                }
+            ConfigCommand::Show { json: true } => output::json(&context.config()?)?,
+            ConfigCommand::Show { json: false } => {
+                let text = toml::to_string(&context.config()?).map_err(Failure::failed)?;
+                text.lines().try_for_each(output::line)?;
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::output;
 use super::session::runtime;
 use super::{Context, Error};
+use crate::config::Paths;
 use crate::daemon::{self, Home};
 use crate::fuse::mounting;
 use crate::serve::control::{Client, Failure, MountRequest, Request};
@@ -166,6 +167,9 @@ pub(super) fn start(context: &Context, ends_with_last_mount: bool) -> Result<(),
     // Here, where its words are seen.
     context.config()?;
     let mut command = Process::new(std::env::current_exe()?);
+    if context.paths.run == Paths::system().run {
+        command.arg("--system");
+    }
     if let Some(home) = &context.paths.home {
         command.arg("--home").arg(home);
     }

@@ -14,6 +14,9 @@ use crate::serve::control::{Failure, FailureKind};
 /// The variable that holds a key's password, where nobody can be asked.
 const PASSWORD: &str = "MANIFS_PASSWORD";
 
+/// The variable that names a file with it.
+const PASSWORD_FILE: &str = "MANIFS_PASSWORD_FILE";
+
 /// Makes a key to sign with: keys/NAME.pem, and keys/NAME.pub.pem for others.
 #[derive(Debug, Args)]
 pub(super) struct Keygen {
@@ -95,7 +98,17 @@ pub(super) fn private_key(context: &Context, word: &str) -> Result<PrivateKey, E
             .hint("make one with `manifs keygen`, or name a file with --key")
             .into());
     }
-    PrivateKey::read(&path, || known_password(&path)).map_err(|error| key_failure(&error).into())
+    let mut unasked = None;
+    let read = PrivateKey::read(&path, || {
+        known_password(&path).map_err(|failure| {
+            unasked = Some(failure);
+            KeyError::PasswordNeeded
+        })
+    });
+    match (read, unasked) {
+        (_, Some(failure)) => Err(failure.into()),
+        (read, None) => read.map_err(|error| key_failure(&error).into()),
+    }
 }
 
 /// Reads the public key that a word means: a file, a name in keys/, or the base64 line itself.
@@ -119,23 +132,22 @@ pub(super) fn public_key(context: &Context, word: &str) -> Result<PublicKey, Err
     })
 }
 
-/// Gets the password of an existing key: from the environment, or by asking.
-fn known_password(path: &Path) -> Result<Option<Password>, KeyError> {
-    if let Some(password) = variable(PASSWORD) {
-        return Ok(Some(Password::new(password)));
-    }
-    if let Some(file) = variable("MANIFS_PASSWORD_FILE") {
-        return password_from(Path::new(&file))
-            .map(Some)
-            .map_err(|_| KeyError::PasswordNeeded);
+/// Gets the password of an existing key: from the environment, or by asking. None where nobody can be asked.
+fn known_password(path: &Path) -> Result<Option<Password>, Failure> {
+    match (variable(PASSWORD), variable(PASSWORD_FILE)) {
+        (Some(_), Some(_)) => {
+            let message = format!("both {PASSWORD} and {PASSWORD_FILE} are set");
+            return Err(Failure::new(FailureKind::Usage, message).hint("unset one of them"));
+        }
+        (Some(password), None) => return Ok(Some(Password::new(password))),
+        (None, Some(file)) => return password_from(Path::new(&file)).map(Some),
+        (None, None) => {}
     }
     if !std::io::stdin().is_terminal() {
         return Ok(None);
     }
     let asked = rpassword::prompt_password(format!("password of {}: ", path.display()));
-    asked
-        .map(|password| Some(Password::new(password)))
-        .map_err(|_| KeyError::PasswordNeeded)
+    Ok(Some(Password::new(asked.map_err(Failure::failed)?)))
 }
 
 fn new_password() -> Result<Password, Failure> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::output::{self, bytes};
 use super::session::Session;
-use super::{Context, Error};
+use super::{Context, Error, target};
 use crate::manifest::{Envelope, Signed};
 use crate::serve::control::{
     Client, EntryItem, Event, Failure, FailureKind, Inspection, PackageItem, Reply, Request,
@@ -192,7 +192,7 @@ impl Ls {
         let items: Vec<EntryItem> = items(
             &mut context.session()?,
             &Request::Ls {
-                target: self.target,
+                target: target(&self.target),
                 recursive: self.recursive,
             },
         )?;
@@ -257,7 +257,7 @@ pub(super) struct Cat {
 impl Cat {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let request = Request::Read {
-            target: self.target,
+            target: target(&self.target),
             offset: self.offset,
             len: self.len,
         };
@@ -284,7 +284,7 @@ impl Inspect {
             return data(
                 context,
                 &Request::Sums {
-                    target: self.target,
+                    target: target(&self.target),
                 },
             );
         }
@@ -292,7 +292,7 @@ impl Inspect {
             return inspect_file(&self.target, self.json);
         }
         let inspection: Inspection = context.session()?.get(&Request::Inspect {
-            target: self.target,
+            target: target(&self.target),
         })?;
         if self.json {
             return Ok(output::json(&inspection)?);
@@ -367,12 +367,7 @@ pub(super) struct WhyCommand {
 
 impl WhyCommand {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
-        let target =
-            if std::path::Path::new(&self.target).is_absolute() || !self.target.starts_with('.') {
-                self.target
-            } else {
-                std::path::absolute(&self.target)?.display().to_string()
-            };
+        let target = target(&self.target);
         let why: Why = context.session()?.get(&Request::Why { target })?;
         if self.json {
             return Ok(output::json(&why)?);

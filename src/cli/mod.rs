@@ -23,10 +23,11 @@ mod session;
 mod trust;
 mod verify;
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -42,6 +43,9 @@ struct Arguments {
     /// Puts everything of this home below DIR; without it the XDG directories are used.
     #[arg(long, global = true, value_name = "DIR")]
     home: Option<PathBuf>,
+    /// Uses the home of the machine's own service: /etc/manifs, /var/lib/manifs, /var/cache/manifs, /run/manifs.
+    #[arg(long, global = true, conflicts_with = "home")]
+    system: bool,
     /// Reads FILE instead of the home's config.toml.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -112,7 +116,11 @@ enum Command {
         shell: Shell,
     },
     /// Prints the manual page.
-    Man,
+    Man {
+        /// Writes this page and one for each command into DIR instead.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// The daemon in the background.
     #[command(hide = true)]
     Daemon(daemon::Background),
@@ -131,7 +139,9 @@ impl Context {
     /// Returns the configuration, or why there is none.
     fn config(&self) -> Result<Config, Error> {
         match &self.config_error {
-            Some(error) => Err(Failure::failed(error).hint(error.hint()).into()),
+            Some(error) => Err(Failure::new(FailureKind::Usage, error)
+                .hint(error.hint())
+                .into()),
             None => Ok(self.config.clone()),
         }
     }
@@ -140,6 +150,34 @@ impl Context {
     fn session(&self) -> Result<Session, Error> {
         Ok(Session::new(self.paths.clone(), self.config()?))
     }
+}
+
+/// Returns what a person means by a target: a path relative to here becomes one from the root, which the daemon
+/// knows too. Everything else stays: packages never begin with a slash or a dot.
+fn target(text: &str) -> String {
+    let first = text.split('/').next().unwrap_or_default();
+    if !matches!(first, "" | "." | "..") {
+        return text.to_owned();
+    }
+    let Ok(path) = std::path::absolute(text) else {
+        return text.to_owned();
+    };
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        if part == std::path::Component::ParentDir {
+            plain.pop();
+        } else {
+            plain.push(part);
+        }
+    }
+    plain
+        .to_str()
+        .map_or_else(|| text.to_owned(), str::to_owned)
+}
+
+/// Returns what people mean by several targets.
+fn targets(texts: &[String]) -> Vec<String> {
+    texts.iter().map(|text| target(text)).collect()
 }
 
 /// Why a command did not do what it should.
@@ -180,8 +218,7 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            return misused(&error);
         }
     };
     match run(arguments) {
@@ -195,25 +232,74 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Says what is wrong with a command line: one line, and a hint. What was asked for (help, the version) is printed.
+fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr()
+        || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        || error.kind() == ErrorKind::MissingSubcommand
+    {
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    let text = error.render().to_string();
+    let mut paragraphs = text.split("\n\n").map(|paragraph| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        words.join(" ")
+    });
+    let what = paragraphs.next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let hint = paragraphs.find_map(|text| {
+        let tip = text.strip_prefix("tip: ").map(str::to_owned);
+        tip.or_else(|| {
+            text.strip_prefix("Usage: ")
+                .map(|usage| format!("usage: {usage}"))
+        })
+    });
+    let failure = Failure::new(FailureKind::Usage, what);
+    output::say_failure(&failure.hint(hint.as_deref().unwrap_or("see `manifs --help`")));
+    ExitCode::from(FailureKind::Usage.exit_code())
+}
+
+/// Prints the manual's first page, or writes all pages into a directory.
+fn manual(directory: Option<&Path>) -> io::Result<()> {
+    match directory {
+        Some(directory) => clap_mangen::generate_to(Arguments::command(), directory),
+        None => clap_mangen::Man::new(Arguments::command()).render(&mut io::stdout()),
+    }
+}
+
 fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match &arguments.command {
         Command::Completions { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Arguments::command(),
-                "manifs",
-                &mut io::stdout(),
-            );
+            // Not straight to standard output: a closed one would be a panic.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "manifs", &mut script);
+            io::stdout().write_all(&script)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Man => {
-            clap_mangen::Man::new(Arguments::command()).render(&mut io::stdout())?;
+        Command::Man { dir } => {
+            manual(dir.as_deref())?;
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
     }
-    let paths = Paths::find(arguments.home.as_deref(), arguments.config.as_deref())
-        .map_err(|error| Failure::failed(&error).hint(error.hint()))?;
+    let found = if arguments.system {
+        Ok(Paths::system())
+    } else {
+        Paths::find(arguments.home.as_deref())
+    };
+    let mut paths = found.map_err(|error| Failure::failed(&error).hint(error.hint()))?;
+    if let Some(config) = &arguments.config {
+        paths.config = std::path::absolute(config)?;
+        // What was named has to be there; `daemon` is given its starter's path, whether there is a file or not.
+        if !paths.config.exists() && !matches!(arguments.command, Command::Daemon(_)) {
+            let message = format!("there is no {}", paths.config.display());
+            let failure = Failure::new(FailureKind::Usage, message);
+            return Err(failure
+                .hint("leave --config out to go without a file")
+                .into());
+        }
+    }
     let (config, config_error) = match Config::load(&paths.config) {
         Ok(config) => (config, None),
         Err(error) => (Config::default(), Some(error)),
@@ -255,7 +341,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Command::Trust(command) => command.run(&context),
         Command::Registry(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
-        Command::Completions { .. } | Command::Man => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -26,9 +26,9 @@ pub(super) struct Publish {
     /// The version, as semver has it.
     #[arg(long)]
     version: String,
-    /// The key to sign with: a file, or a name in keys/.
-    #[arg(long, default_value = "default")]
-    key: String,
+    /// A key to sign with: a file, or a name in keys/; several times for several.
+    #[arg(long = "key", value_name = "KEY", default_value = "default")]
+    keys: Vec<String>,
     /// The directory of a registry; without it the home's own.
     #[arg(long)]
     registry: Option<String>,
@@ -77,11 +77,12 @@ impl Publish {
             some => some,
         };
         // Before the work, so that a missing key or a mistyped password costs nothing.
-        let key = if self.dry_run {
-            None
-        } else {
-            Some(private_key(context, &self.key)?)
-        };
+        let mut keys = Vec::new();
+        if !self.dry_run {
+            for word in &self.keys {
+                keys.push(private_key(context, word)?);
+            }
+        }
         let directory = open(&self.directory)?;
         let options = PublishOptions {
             name: self.name,
@@ -119,13 +120,13 @@ impl Publish {
             .notes
             .iter()
             .for_each(|note| context.output.say(note));
-        let Some(key) = key else {
+        if keys.is_empty() {
             return say(&package, &prepared, None, self.json);
         };
         let Some(job) = prepared.job.clone() else {
             return say(&package, &prepared, None, self.json);
         };
-        let envelopes = match sign(&prepared, &key) {
+        let envelopes = match sign(&prepared, &keys) {
             Ok(envelopes) => envelopes,
             Err(failure) => {
                 let _ = session.ask(&Request::PublishCancel { job }, &[], &mut |_| Ok(()));
@@ -145,10 +146,11 @@ impl Publish {
 /// Signs what was prepared: manifest and release index.
 fn sign(
     prepared: &Prepared,
-    key: &PrivateKey,
+    keys: &[PrivateKey],
 ) -> Result<(Option<String>, Option<String>), Failure> {
+    let keys: Vec<&PrivateKey> = keys.iter().collect();
     let envelope = |signed: Signed| {
-        let envelope = Envelope::sign(&signed, &[key])
+        let envelope = Envelope::sign(&signed, &keys)
             .map_err(|error| Failure::failed(&error).hint(error.hint()))?;
         String::from_utf8(envelope.bytes().to_vec()).map_err(Failure::failed)
     };

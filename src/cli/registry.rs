@@ -13,6 +13,9 @@ pub(super) enum RegistryCommand {
     Add {
         /// A directory or a URL.
         place: String,
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Shows the registries.
     List {
@@ -33,14 +36,23 @@ impl RegistryCommand {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
         let mut session = context.session()?;
         match self {
-            RegistryCommand::Add { place } => {
+            RegistryCommand::Add { place, json } => {
                 let place = if place.contains("://") {
                     place
                 } else {
                     // The daemon may run elsewhere.
                     std::path::absolute(&place)?.display().to_string()
                 };
-                session.ask(&Request::RegistryAdd { place }, &[], &mut |_| Ok(()))?;
+                let item: RegistryItem = session.get(&Request::RegistryAdd { place })?;
+                if json {
+                    return Ok(output::json(&item)?);
+                }
+                context.output.say(&match &item.error {
+                    None => format!("added {}", item.place),
+                    Some(error) => {
+                        format!("added {}, which cannot be read now: {error}", item.place)
+                    }
+                });
             }
             RegistryCommand::Remove { place } => {
                 session.ask(&Request::RegistryRemove { place }, &[], &mut |_| Ok(()))?;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -12,7 +13,15 @@ use tokio::runtime::Runtime;
 use super::Error;
 use crate::config::{Config, Paths};
 use crate::daemon::Home;
-use crate::serve::control::{self, Client, ClientError, Failure, Handler, Reply, Request};
+use crate::serve::control::{
+    self, Client, ClientError, Failure, FailureKind, Handler, Reply, Request,
+};
+
+/// How long a command waits for another one that has the home's lock.
+const BUSY: Duration = Duration::from_secs(20);
+
+/// How often it tries.
+const ASK_EVERY: Duration = Duration::from_millis(25);
 
 /// Makes the runtime of this process.
 ///
@@ -60,10 +69,22 @@ impl Session {
     }
 
     fn client(&mut self) -> Result<Client, Error> {
-        if self.own.is_none() {
+        let deadline = Instant::now() + BUSY;
+        while self.own.is_none() {
             match Client::connect(&self.paths.socket()) {
-                Err(ClientError::NoDaemon(_)) => self.own = Some(self.open()?),
+                Err(ClientError::NoDaemon(_)) => {}
                 client => return Ok(client?),
+            }
+            match self.open() {
+                Ok(own) => self.own = Some(own),
+                // Another command, which will be done soon, or a daemon that is about to answer.
+                Err(Error::Failure(failure))
+                    if failure.kind == FailureKind::Busy && Instant::now() < deadline =>
+                {
+                    // No event tells of either; this is a command, and it waits with a deadline.
+                    std::thread::park_timeout(ASK_EVERY);
+                }
+                Err(error) => return Err(error),
             }
         }
         let Some((runtime, home)) = &self.own else {
@@ -93,7 +114,7 @@ impl Drop for Session {
         if let Some((runtime, home)) = self.own.take() {
             runtime.block_on(home.close());
             drop(home);
-            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            runtime.shutdown_timeout(Duration::from_secs(1));
         }
     }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::look::items;
 use super::output::{self, bytes};
-use super::{Context, Error};
+use super::{Context, Error, target};
 use crate::manifest::{Envelope, Signed, TrustPolicy};
 use crate::serve::control::{EntryItem, Event, Failure, FailureKind, Reply, Request, Verification};
 
@@ -41,7 +41,7 @@ impl Verify {
         let mut shown = context.output.progress();
         let value = context.session()?.ask(
             &Request::Verify {
-                target: self.target,
+                target: target(&self.target),
             },
             &[],
             &mut |reply| {
@@ -74,7 +74,7 @@ impl Verify {
         let entries: Vec<EntryItem> = items(
             &mut context.session()?,
             &Request::Ls {
-                target: self.target.clone(),
+                target: target(&self.target),
                 recursive: true,
             },
         )?;

@@ -255,7 +255,11 @@ fn config_failure(error: &crate::config::ConfigError) -> Failure {
 }
 
 fn state_failure(error: &StateError) -> Failure {
-    let failure = Failure::failed(error);
+    let kind = match error {
+        StateError::Locked { .. } => FailureKind::Busy,
+        _ => FailureKind::Failed,
+    };
+    let failure = Failure::new(kind, error);
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
@@ -280,11 +284,13 @@ fn store_failure(error: &StoreError) -> Failure {
 }
 
 fn target_failure(error: &TargetError) -> Failure {
-    let failure = Failure::new(FailureKind::NotFound, error);
     match error {
         TargetError::NoPackage(_) | TargetError::NoVersion { .. } => {
-            failure.hint("`manifs list --all` shows what there is, and what was refused and why")
+            Failure::new(FailureKind::NotFound, error)
+                .hint("`manifs list --all` shows what there is, and what was refused and why")
         }
-        TargetError::Syntax(_) | TargetError::AboveVersions(_) => failure,
+        TargetError::Syntax(_) => Failure::new(FailureKind::Usage, error)
+            .hint("names are lower case; a path below a mount begins with / or ./"),
+        TargetError::AboveVersions(_) => Failure::new(FailureKind::Usage, error),
     }
 }

@@ -8,11 +8,11 @@ use url::Url;
 
 use super::Home;
 use super::follow::Followed;
-use crate::config::Config;
+use crate::config::{BEARER_FILE, Config};
 use crate::durable;
 use crate::net::{self, AddressFilter, Allow};
 use crate::registry::{Directory, Http, HttpOptions, Registry};
-use crate::serve::control::{Failure, FailureKind};
+use crate::serve::control::{Failure, FailureKind, RegistryItem};
 use crate::source::BlockSource;
 use crate::source::gateway::Gateway;
 use crate::source::local::Local;
@@ -39,8 +39,11 @@ impl Home {
             .unwrap_or_default())
     }
 
-    /// Adds a registry: a URL, or a directory.
-    pub(super) fn add_registry(self: &Arc<Self>, place: &str) -> Result<(), Failure> {
+    /// Adds a registry: a URL, or a directory. Says how reading it went.
+    pub(super) async fn add_registry(
+        self: &Arc<Self>,
+        place: &str,
+    ) -> Result<RegistryItem, Failure> {
         let usage = |message: String| Failure::new(FailureKind::Usage, message);
         let place = if is_url(place) {
             let url = Url::parse(place)
@@ -60,12 +63,23 @@ impl Home {
                 .to_owned()
         };
         let mut added = self.added_registries()?;
-        if added.contains(&place) {
-            return Ok(());
+        if !added.contains(&place) {
+            added.push(place.clone());
+            self.save_registries(&added)?;
+            self.connect()?;
         }
-        added.push(place);
-        self.save_registries(&added)?;
-        self.connect()
+        let added = {
+            let followed = self.followed.lock();
+            followed
+                .iter()
+                .find(|known| known.place() == place)
+                .cloned()
+        };
+        let added =
+            added.ok_or_else(|| Failure::failed(format!("{place} was taken away again")))?;
+        // Whoever adds it wants to know at once whether it can be read.
+        self.read_registry(&added).await;
+        Ok(added.item())
     }
 
     /// Takes a registry away; what it listed stays listed.
@@ -209,7 +223,7 @@ fn client<'a>(
     }
     let mut auth = Vec::new();
     for (host, word) in &config.net.auth {
-        let path = word.strip_prefix("bearer-file:");
+        let path = word.strip_prefix(BEARER_FILE);
         let path =
             path.ok_or_else(|| usage(format!("[net.auth] {host}: expected bearer-file:PATH")))?;
         let token = std::fs::read_to_string(path)

@@ -164,7 +164,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`FetchError`], no later than the deadlines in [`Options`].
-    pub async fn get(&self, want: Want, priority: Priority) -> Result<Block, FetchError> {
+    pub async fn get(&self, want: Want, mut priority: Priority) -> Result<Block, FetchError> {
         let inner = &self.inner;
         let kept = priority == Priority::Warm;
         let digest = want.block.digest;
@@ -179,7 +179,10 @@ impl Fetcher {
             if let Some(end) = flight.end(kept).await {
                 return end;
             }
-            // It was a prefetch that found the block in the store; a flight of our own reads it.
+            // It was a prefetch that found the block in the store; a flight of our own reads it. Not another prefetch.
+            if priority == Priority::Prefetch {
+                priority = Priority::Foreground;
+            }
             inner.remove(&flight);
         }
     }

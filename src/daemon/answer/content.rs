@@ -5,13 +5,14 @@ use std::sync::Arc;
 use futures::StreamExt;
 use serde_json::Value;
 
+use super::look::base;
 use super::{catalog_failure, fetch_failure, value};
 use crate::block::{BLOCK_BYTES, Block};
-use crate::catalog::{Kind, WholeFile, verify_ids};
+use crate::catalog::{Kind, WholeFile, links, verify_ids};
 use crate::daemon::{Home, subtree};
 use crate::fetch::Priority;
 use crate::install::{Listed, Tree, want_of};
-use crate::serve::control::{Failure, FailureKind, Progress, Replies, Verification};
+use crate::serve::control::{Done, Failure, FailureKind, Progress, Replies, Verification};
 
 /// Blocks of one request in flight.
 const AHEAD: usize = 16;
@@ -25,29 +26,26 @@ impl Home {
         replies: &Replies,
     ) -> Result<Value, Failure> {
         let (target, version) = self.find(target)?;
-        let (tree, number, row) = self.row(&target, &version).await?;
-        match row.kind() {
-            Kind::File => {}
-            Kind::Directory => {
-                return Err(Failure::failed(format!(
-                    "{:?} is a directory",
-                    String::from_utf8_lossy(&target.path)
-                )));
+        let tree = self.tree(&version).await?;
+        let path = || String::from_utf8_lossy(&target.path).into_owned();
+        let found = links::resolve(&tree, &target.path);
+        let found = found.map_err(|error| catalog_failure(&version, &error))?;
+        let (number, row) = match found {
+            Some((number, row)) if row.kind() == Kind::File => (number, row),
+            Some(_) => {
+                return Err(Failure::failed(format!("{:?} is a directory", path()))
+                    .hint("`manifs ls` lists it, `manifs fetch` copies it"));
             }
-            Kind::Symlink => {
-                let points = tree
-                    .target(&row)
-                    .map_err(|error| catalog_failure(&version, &error))?;
-                let points = String::from_utf8_lossy(&points).into_owned();
-                return Err(Failure::failed(format!("it is a symlink to {points:?}"))
-                    .hint("name the file it points to"));
+            None => {
+                let message = format!("{} has no file {:?}", version.package(), path());
+                return Err(Failure::new(FailureKind::NotFound, message));
             }
-        }
+        };
         let end = len.map_or(row.size(), |len| offset.saturating_add(len).min(row.size()));
         let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES).max(offset / BLOCK_BYTES);
         let mut fetched = futures::stream::iter(blocks)
             .map(|index| {
-                let block = self.block(&version, &tree, number, index);
+                let block = self.block(&version, &tree, number, index, Priority::Foreground);
                 async move { Ok::<_, Failure>((index, block.await?)) }
             })
             .buffered(AHEAD);
@@ -71,6 +69,7 @@ impl Home {
         tree: &Arc<Tree>,
         number: u32,
         index: u64,
+        priority: Priority,
     ) -> Result<Block, Failure> {
         let failed = |error| catalog_failure(version, &error);
         let row = tree.row(number).map_err(failed)?;
@@ -79,9 +78,76 @@ impl Home {
             .and_then(|block| want_of(version, tree, number, block))
             .map_err(failed)?;
         self.fetcher
-            .get(want, Priority::Foreground)
+            .get(want, priority)
             .await
             .map_err(|error| fetch_failure(&error))
+    }
+
+    /// Sends everything below a target: each entry, and after a file's its bytes. Blocks are fetched ahead, across
+    /// files, so that many small ones are no slower than one large one.
+    pub(super) async fn fetch(&self, target: &str, replies: &Replies) -> Result<Done, Failure> {
+        let (target, version) = self.find(target)?;
+        let (tree, top, row) = self.row(&target, &version).await?;
+        let failed = |error| catalog_failure(&version, &error);
+        let base = base(&tree, top, &row).map_err(failed)?;
+        let mut done = Done::default();
+        replies.progress(Progress {
+            step: "fetch".into(),
+            done: 0,
+            total: self.size(&version, &tree, top)?,
+            bytes: true,
+        });
+        let steps = subtree::rows(&tree, top).flat_map(|found| {
+            let (number, blocks) = match &found {
+                Ok((number, row)) => (*number, row.blocks()),
+                Err(_) => (0, 0),
+            };
+            let blocks = (0..blocks).map(move |index| Ok((number, Some(index))));
+            std::iter::once(found.map(|(number, _)| (number, None))).chain(blocks)
+        });
+        let mut steps = futures::stream::iter(steps)
+            .map(|step| async {
+                let (number, index) = step.map_err(failed)?;
+                let block = match index {
+                    Some(index) => Some(
+                        self.block(&version, &tree, number, index, Priority::Warm)
+                            .await?,
+                    ),
+                    None => None,
+                };
+                Ok::<_, Failure>((number, block))
+            })
+            .buffered(AHEAD);
+        while let Some(step) = steps.next().await {
+            let (number, block) = step?;
+            if let Some(block) = block {
+                done.bytes += block.bytes().len() as u64;
+                replies.data(block.into_bytes()).await?;
+                continue;
+            }
+            let row = tree.row(number).map_err(failed)?;
+            done.files += u64::from(row.kind() == Kind::File);
+            let item = self.entry_item(&tree, number, &row, base, true);
+            replies.item(&item.map_err(failed)?).await?;
+        }
+        Ok(done)
+    }
+
+    /// Returns the bytes of all files below a row.
+    fn size(&self, version: &Listed, tree: &Tree, top: u32) -> Result<u64, Failure> {
+        if top == 0 {
+            return Ok(version.manifest().bytes);
+        }
+        let mut bytes = 0;
+        for found in subtree::rows(tree, top) {
+            let (_, row) = found.map_err(|error| catalog_failure(version, &error))?;
+            bytes += if row.kind() == Kind::File {
+                row.size()
+            } else {
+                0
+            };
+        }
+        Ok(bytes)
     }
 
     /// Fetches and checks everything of a version: every block, and the id of every entry.
@@ -109,7 +175,7 @@ impl Home {
                 continue;
             }
             let mut blocks = futures::stream::iter(0..row.blocks())
-                .map(|index| self.block(&version, &tree, number, index))
+                .map(|index| self.block(&version, &tree, number, index, Priority::Warm))
                 .buffered(AHEAD);
             let mut whole = WholeFile::default();
             while let Some(block) = blocks.next().await {

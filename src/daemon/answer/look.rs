@@ -49,7 +49,7 @@ impl Home {
             packages: all.len() as u64,
             versions: versions().count() as u64,
             installed: versions()
-                .filter(|version| version.tree().is_some())
+                .filter(|version| self.is_installed(version))
                 .count() as u64,
             store: StoreStatus {
                 used: usage.used,
@@ -93,7 +93,7 @@ impl Home {
                 found = true;
                 let is_latest = latest.as_ref() == Some(&version.package().version);
                 replies
-                    .item(&package_item(&name, &version, is_latest))
+                    .item(&self.package_item(&name, &version, is_latest))
                     .await?;
             }
         }
@@ -145,24 +145,30 @@ impl Home {
         } else {
             Box::new(std::iter::once(Ok((top, row))))
         };
-        let base = tree
-            .path(if row.kind() == Kind::Directory {
-                top
-            } else {
-                row.parent()
-            })
-            .map_err(failed)?;
+        let base = base(&tree, top, &row).map_err(failed)?;
         for found in numbers {
             let (number, row) = found.map_err(failed)?;
             let item = self
-                .entry_item(&tree, number, &row, base.len(), recursive)
+                .entry_item(&tree, number, &row, base, recursive)
                 .map_err(failed)?;
             replies.item(&item).await?;
         }
         Ok(Value::Null)
     }
 
-    fn entry_item(
+    /// Returns whether a version can be entered at once: its catalog is here, read already or not.
+    fn is_installed(&self, version: &Listed) -> bool {
+        version.tree().is_some() || self.store.complete(&version.manifest().catalog.file())
+    }
+
+    fn package_item(&self, name: &PackageName, version: &Arc<Listed>, latest: bool) -> PackageItem {
+        PackageItem {
+            installed: self.is_installed(version),
+            ..package_item(name, version, latest)
+        }
+    }
+
+    pub(super) fn entry_item(
         &self,
         tree: &Tree,
         number: u32,
@@ -225,7 +231,7 @@ impl Home {
                 Some(bytes) => json(&bytes)?.get("index").cloned(),
                 None => None,
             },
-            installed: version.tree().is_some(),
+            installed: self.is_installed(&version),
         })
     }
 
@@ -255,6 +261,20 @@ impl Home {
     }
 }
 
+/// Returns how many bytes of a path lead to what is listed: a directory, or the one that a file lies in.
+pub(super) fn base(
+    tree: &Tree,
+    top: u32,
+    row: &Row,
+) -> Result<usize, crate::catalog::CatalogError> {
+    let directory = if row.kind() == Kind::Directory {
+        top
+    } else {
+        row.parent()
+    };
+    Ok(tree.path(directory)?.len())
+}
+
 /// Returns the hexadecimal digits of what is not UTF-8.
 fn hex_if_needed(bytes: &[u8]) -> Option<String> {
     std::str::from_utf8(bytes)
@@ -268,7 +288,6 @@ fn package_item(name: &PackageName, version: &Arc<Listed>, latest: bool) -> Pack
         name: name.to_string(),
         version: Some(version.package().version.to_string()),
         latest,
-        installed: version.tree().is_some(),
         stale: version.is_stale(),
         files: manifest.files,
         bytes: manifest.bytes,
@@ -276,5 +295,6 @@ fn package_item(name: &PackageName, version: &Arc<Listed>, latest: bool) -> Pack
         description: manifest.description.clone(),
         refused: None,
         hint: None,
+        ..PackageItem::default()
     }
 }

@@ -38,6 +38,7 @@ impl Home {
                 offset,
                 len,
             } => home.read(&target, offset, len, replies).await,
+            Request::Fetch { target } => value(home.fetch(&target, replies).await?),
             Request::Inspect { target } => value(home.inspect(&target)?),
             Request::Sums { target } => home.sums(&target, replies).await,
             Request::Verify { target } => value(home.verify(&target, replies).await?),
@@ -74,7 +75,7 @@ impl Home {
                 }
                 Ok(Value::Null)
             }
-            Request::RegistryAdd { place } => home.add_registry(&place).map(|()| Value::Null),
+            Request::RegistryAdd { place } => value(home.add_registry(&place).await?),
             Request::RegistryRemove { place } => home.remove_registry(&place).map(|()| Value::Null),
             Request::RegistryUpdate => home.registry_update().await,
             Request::Reload => home.reload().await.map(|()| Value::Null),
@@ -159,17 +160,19 @@ impl Home {
         }
     }
 
+    /// Installs a version.
+    async fn tree(&self, version: &Arc<Listed>) -> Result<Arc<Tree>, Failure> {
+        let installed = self.installer.install(version).await;
+        installed.map_err(|error| install_failure(&error))
+    }
+
     /// Installs a version, and finds the row that a target names in it.
     async fn row(
         &self,
         target: &Target,
         version: &Arc<Listed>,
     ) -> Result<(Arc<Tree>, u32, Row), Failure> {
-        let tree = self
-            .installer
-            .install(version)
-            .await
-            .map_err(|error| install_failure(&error))?;
+        let tree = self.tree(version).await?;
         let found = tree
             .find(&target.path)
             .map_err(|error| catalog_failure(version, &error))?;

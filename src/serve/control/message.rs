@@ -35,6 +35,13 @@ pub enum Request {
         /// How much at most; none: to the end.
         len: Option<u64>,
     },
+    /// [`Done`]: for each [`EntryItem`] below the target, parents first, an item; after a file's its bytes, as data.
+    ///
+    /// Before the first, a progress event with the number of bytes in all.
+    Fetch {
+        /// A package, a version, a directory or a file.
+        target: String,
+    },
     /// [`Inspection`].
     Inspect {
         /// The version.
@@ -108,7 +115,7 @@ pub enum Request {
     },
     /// Items of [`RegistryItem`].
     RegistryList,
-    /// Nothing.
+    /// [`RegistryItem`]: adds it, and reads it once.
     RegistryAdd {
         /// A directory or a URL.
         place: String,
@@ -458,6 +465,8 @@ pub enum Event {
 pub enum FailureKind {
     /// 1
     Failed,
+    /// 1: another process works on this home; waiting helps.
+    Busy,
     /// 2
     Usage,
     /// 3: no such package, version or path.
@@ -472,7 +481,7 @@ impl FailureKind {
     /// Returns the exit code.
     pub fn exit_code(self) -> u8 {
         match self {
-            FailureKind::Failed => 1,
+            FailureKind::Failed | FailureKind::Busy => 1,
             FailureKind::Usage => 2,
             FailureKind::NotFound => 3,
             FailureKind::Refused => 4,

@@ -1,0 +1,183 @@
+//! What is typed, and what is meant by it.
+
+use std::path::Path;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, "config.toml", [])
+}
+
+#[test]
+fn everything_has_a_default() {
+    let config = parse("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(
+        (config.store.quota, config.fetch.deadline),
+        (Bytes(20 << 30), Duration::from_secs(30))
+    );
+    assert_eq!(config.gateway, None);
+    let served = parse("[gateway]\n").unwrap().gateway.unwrap();
+    assert_eq!(
+        (served.listen.to_string().as_str(), served.share.len()),
+        ("127.0.0.1:8420", 0)
+    );
+}
+
+#[test]
+fn sizes_durations_and_patterns_are_read_as_people_write_them() {
+    let text = "[store]\nquota = \"64 MiB\"\nverify = \"always\"\n[fetch]\ndeadline = \"5m\"\ndown = 1000\n\
+        [gateway]\nshare = [\"*\", \"acme/*\", \"tools\"]\n[mount]\ninstall = \"latest\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(
+        (config.store.quota.0, config.store.verify),
+        (64 << 20, Verify::Always)
+    );
+    assert_eq!(
+        (config.fetch.deadline, config.fetch.down.0),
+        (Duration::from_secs(300), 1000)
+    );
+    assert_eq!(config.mount.install, Install::Latest);
+    let share = config.gateway.unwrap().share;
+    let covers = |name: &str| {
+        share[1..]
+            .iter()
+            .any(|share| share.0.matches(&name.parse().unwrap()))
+    };
+    assert_eq!(
+        [
+            covers("acme/x"),
+            covers("tools"),
+            covers("acme"),
+            covers("other/x")
+        ],
+        [true, true, false, false]
+    );
+}
+
+#[test]
+fn mistakes_name_the_place_and_the_line() {
+    for (text, want) in [
+        ("[store]\nquotas = 1\n", "line 2"),
+        ("[stroe]\n", "stroe"),
+        ("[store]\nquota = \"20 pounds\"\n", "20 pounds"),
+        ("[store]\nquota = \"1MiB\"\n", "16MiB"),
+        ("[store]\nverify = \"never\"\n", "first-touch"),
+        ("[fetch]\ndeadline = \"0s\"\n", "deadline"),
+        ("[gateway]\nlisten = \"nowhere\"\n", "line 2"),
+        ("[gateway]\nshare = [\"A\"]\n", "pattern"),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(
+            error.starts_with("config.toml: ") && error.contains(want),
+            "{text:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn variables_override_the_file() {
+    let variables = [
+        ("MANIFS_STORE_QUOTA", "32MiB"),
+        ("MANIFS_MOUNT_ALLOW_OTHER", "true"),
+        ("MANIFS_HOME", "/h"),
+        ("HOME", "/"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::parse("[store]\nquota = \"64MiB\"\n", "config.toml", variables).unwrap();
+    assert_eq!(
+        (config.store.quota.0, config.mount.allow_other),
+        (32 << 20, true)
+    );
+    let wrong = [("MANIFS_STORE_QUOTAS".to_owned(), "1".to_owned())];
+    let error = Config::parse("", "config.toml", wrong)
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("MANIFS_STORE_QUOTAS: "), "{error}");
+}
+
+#[test]
+fn a_home_is_one_directory() {
+    let paths = Paths::below(Path::new("/h"));
+    assert_eq!(
+        paths.private_key("default"),
+        Path::new("/h/keys/default.pem")
+    );
+    assert_eq!(paths.socket(), Path::new("/h/run/control"));
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    let text = "[store]\nquota = \"64MiB\"\n[fetch]\ndeadline = \"90s\"\nup = 1000\n\
+        [gateway]\nshare = [\"acme/*\"]\n[net.auth]\n\"h:1\" = \"bearer-file:/t\"\n";
+    let config = parse(text).unwrap();
+    let shown = toml::to_string(&config).unwrap();
+    assert_eq!(parse(&shown).unwrap(), config, "{shown}");
+    let sizes = [
+        (0, "0"),
+        (1023, "1023"),
+        (1 << 10, "1KiB"),
+        (3 << 40, "3TiB"),
+    ];
+    for (bytes, text) in sizes {
+        assert_eq!(Bytes(bytes).to_string(), text);
+        assert_eq!(text.parse(), Ok(Bytes(bytes)));
+    }
+}
+
+#[test]
+fn the_variable_that_is_wrong_is_named() {
+    let variables = [
+        ("MANIFS_FETCH_DEADLINE", "soon"),
+        ("MANIFS_STORE_QUOTA", "32MiB"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let error = Config::parse("", "config.toml", variables)
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("MANIFS_FETCH_DEADLINE: "), "{error}");
+}
+
+#[test]
+fn paths_begin_at_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let text = "[store]\npath = \"blocks\"\n[sources]\nlocal = [\"/mirror\", \"~/m\"]\n\
+        [net.auth]\n\"h:1\" = \"bearer-file:token\"\n";
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(&file).unwrap();
+    assert_eq!(config.store.path, Some(directory.path().join("blocks")));
+    assert_eq!(config.sources.local[0], Path::new("/mirror"));
+    let home = variable("HOME").unwrap_or_default();
+    assert_eq!(config.sources.local[1], Path::new(&home).join("m"));
+    let token = format!("bearer-file:{}", directory.path().join("token").display());
+    assert_eq!(config.net.auth["h:1"], token);
+}
+
+#[test]
+fn every_key_is_described() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.md"));
+    let page = page.unwrap();
+    let shown = toml::Table::try_from(Config {
+        gateway: Some(toml::from_str("").unwrap()),
+        store: StoreSection {
+            path: Some("p".into()),
+            ..StoreSection::default()
+        },
+        net: NetSection {
+            proxy: Some("p".into()),
+            ca: Some("p".into()),
+            ..NetSection::default()
+        },
+        ..Config::default()
+    });
+    let mut keys = 0;
+    for (section, values) in shown.unwrap() {
+        assert!(page.contains(&format!("`[{section}]`")), "[{section}]");
+        for key in values.as_table().unwrap().keys() {
+            assert!(page.contains(&format!("| `{key}` |")), "[{section}] {key}");
+            keys += 1;
+        }
+    }
+    assert_eq!(keys, 18, "a new key needs a place here too");
+}
