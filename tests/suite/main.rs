@@ -14,6 +14,7 @@ mod common;
 
 mod catalog;
 mod catalog_reading;
+mod cli;
 mod envelope;
 mod fetch_speed;
 mod fuzz_corpus;
