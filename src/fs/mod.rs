@@ -28,7 +28,7 @@ use crate::store::Store;
 pub use crate::install::Change;
 pub use attributes::Attributes;
 pub use ino::{Ino, Place};
-pub use read::ReadHere;
+pub use read::{ReadHere, Turns};
 
 /// How long entering a version may wait for its catalog; installing goes on behind.
 const ENTER_WAIT: Duration = Duration::from_secs(10);

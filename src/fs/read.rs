@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,6 +14,19 @@ use crate::fetch::walk::SMALL_FILE_BYTES;
 use crate::install::{Listed, Tree, want_of};
 use crate::source::Want;
 use crate::store::{self, ReadOutcome};
+
+/// The largest read that may wait for the disk in place: about one access, whatever the disk.
+const WAITING_READ_BYTES: usize = 16 << 10;
+
+/// How many of the caller's threads may wait for the disk at a time, so that the others go on answering.
+///
+/// A small read that waits in place saves two changes of thread, which cost as much as a fast disk.
+pub struct Turns {
+    left: AtomicUsize,
+}
+
+/// The right of one thread to wait, until dropped.
+struct Turn<'a>(&'a Turns);
 
 /// How a read in place ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +52,18 @@ struct Span {
 }
 
 impl Fs {
-    /// Reads what this process has verified before and the page cache holds, without waiting for anything.
+    /// Reads what this process has verified before: what the page cache holds, and a little from the disk if it is the
+    /// thread's turn to wait.
     ///
     /// # Errors
     /// [`FsError`]
-    pub fn read_here(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Attempt<ReadHere> {
+    pub fn read_here(
+        &self,
+        ino: Ino,
+        offset: u64,
+        buffer: &mut [u8],
+        turns: &Turns,
+    ) -> Attempt<ReadHere> {
         let file = self.file(ino)?;
         let size = file.row.size();
         if offset >= size {
@@ -54,10 +75,18 @@ impl Fs {
         for span in file.spans(offset..end)? {
             let len = (span.within.end - span.within.start) as usize;
             let part = &mut buffer[done..done + len];
-            match self
-                .store
-                .read_verified(&span.block, span.within.start, part, store::Wait::No)
+            let mut read = |wait| {
+                self.store
+                    .read_verified(&span.block, span.within.start, part, wait)
+            };
+            let mut outcome = read(store::Wait::No);
+            if outcome == ReadOutcome::WouldBlock
+                && end - offset <= WAITING_READ_BYTES as u64
+                && let Some(_turn) = turns.take()
             {
+                outcome = read(store::Wait::Yes);
+            }
+            match outcome {
                 ReadOutcome::Done => {}
                 // What was just fetched, a walk's next small file mostly, is still in memory.
                 ReadOutcome::WouldBlock | ReadOutcome::Unverified | ReadOutcome::Missing => {
@@ -230,6 +259,30 @@ impl Fs {
     }
 }
 
+impl Turns {
+    /// Lets so many threads wait at a time.
+    pub fn new(count: usize) -> Turns {
+        Turns {
+            left: AtomicUsize::new(count),
+        }
+    }
+
+    fn take(&self) -> Option<Turn<'_>> {
+        self.left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+                left.checked_sub(1)
+            })
+            .ok()
+            .map(|_| Turn(self))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.left.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 impl OpenFile {
     /// Returns the blocks, and the parts of them, that cover a span of the file.
     fn spans(&self, span: Range<u64>) -> Attempt<Vec<Span>> {
@@ -250,5 +303,20 @@ impl OpenFile {
             Ok(Span { block, within })
         };
         indices.map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_given_back() {
+        let turns = Turns::new(1);
+        let first = turns.take();
+        assert!(first.is_some());
+        assert!(turns.take().is_none(), "one at a time");
+        drop(first);
+        assert!(turns.take().is_some());
     }
 }

@@ -15,9 +15,9 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use super::errno;
+use super::{THREADS, errno};
 use crate::catalog::Kind;
-use crate::fs::{Attempt, Attributes, Fs, FsError, Ino, ReadHere};
+use crate::fs::{Attempt, Attributes, Fs, FsError, Ino, Owner, ReadHere, Turns};
 
 /// Requests the kernel may have waiting on us; with 64, a few dead readers stall every other read (measured).
 const MAX_BACKGROUND: u16 = 4096;
@@ -40,11 +40,17 @@ thread_local! {
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
+    /// One thread is always free to answer.
+    turns: Turns,
 }
 
 impl Adapter {
     pub(super) fn new(fs: Arc<Fs>, runtime: Handle) -> Self {
-        Adapter { fs, runtime }
+        Adapter {
+            fs,
+            runtime,
+            turns: Turns::new(THREADS - 1),
+        }
     }
 
     /// Tries on this thread; what has to wait for a catalog goes to a task that waits, tries again and replies.
@@ -69,31 +75,31 @@ impl Adapter {
             outcome => send(reply, outcome),
         }
     }
+}
 
-    fn file_attr(&self, attributes: &Attributes) -> FileAttr {
-        let owner = self.fs.owner();
-        let mtime = system_time(attributes.mtime_ns);
-        let perm = match attributes.kind {
-            Kind::Symlink => attributes.mode,
-            Kind::Directory | Kind::File => attributes.mode & !owner.umask,
-        };
-        FileAttr {
-            ino: INodeNo(attributes.ino.get()),
-            size: attributes.size,
-            blocks: attributes.size.div_ceil(512),
-            atime: mtime,
-            mtime,
-            ctime: mtime,
-            crtime: mtime,
-            kind: file_type(attributes.kind),
-            perm,
-            nlink: 1,
-            uid: owner.uid,
-            gid: owner.gid,
-            rdev: 0,
-            blksize: MAX_READ_BYTES,
-            flags: 0,
-        }
+/// Returns attributes in the kernel's words.
+fn file_attr(owner: Owner, attributes: &Attributes) -> FileAttr {
+    let mtime = system_time(attributes.mtime_ns);
+    let perm = match attributes.kind {
+        Kind::Symlink => attributes.mode,
+        Kind::Directory | Kind::File => attributes.mode & !owner.umask,
+    };
+    FileAttr {
+        ino: INodeNo(attributes.ino.get()),
+        size: attributes.size,
+        blocks: attributes.size.div_ceil(512),
+        atime: mtime,
+        mtime,
+        ctime: mtime,
+        crtime: mtime,
+        kind: file_type(attributes.kind),
+        perm,
+        nlink: 1,
+        uid: owner.uid,
+        gid: owner.gid,
+        rdev: 0,
+        blksize: MAX_READ_BYTES,
+        flags: 0,
     }
 }
 
@@ -135,8 +141,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (parent, name) = (Ino::from_kernel(parent.0), name.as_bytes().to_vec());
-        let fs = Arc::clone(&self.fs);
-        let adapter = Adapter::new(fs, self.runtime.clone());
+        let owner = self.fs.owner();
         self.answer(
             reply,
             move |fs, _| fs.lookup(parent, &name),
@@ -145,14 +150,14 @@ impl Filesystem for Adapter {
                     reply.entry_with_ttls(
                         &attributes.ttl,
                         &attributes.entry_ttl,
-                        &adapter.file_attr(&attributes),
+                        &file_attr(owner, &attributes),
                         GENERATION,
                     );
                 }
                 // Inode 0 with a time to live is a negative entry: the kernel remembers that there is no such name.
                 Err(FsError::NotFound { ttl }) if !ttl.is_zero() => {
                     let nothing = Attributes::nothing();
-                    reply.entry(&ttl, &adapter.file_attr(&nothing), GENERATION);
+                    reply.entry(&ttl, &file_attr(owner, &nothing), GENERATION);
                 }
                 Err(error) => reply.error(errno::of(&error)),
             },
@@ -161,12 +166,12 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let ino = Ino::from_kernel(ino.0);
-        let adapter = Adapter::new(Arc::clone(&self.fs), self.runtime.clone());
+        let owner = self.fs.owner();
         self.answer(
             reply,
             move |fs, _| fs.attributes(ino),
             move |reply, found| match found {
-                Ok(attributes) => reply.attr(&attributes.ttl, &adapter.file_attr(&attributes)),
+                Ok(attributes) => reply.attr(&attributes.ttl, &file_attr(owner, &attributes)),
                 Err(error) => reply.error(errno::of(&error)),
             },
         );
@@ -211,7 +216,10 @@ impl Filesystem for Adapter {
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
-            match self.fs.read_here(ino, offset, &mut buffer[..size]) {
+            match self
+                .fs
+                .read_here(ino, offset, &mut buffer[..size], &self.turns)
+            {
                 Ok(ReadHere::Done(count)) => reply.data(&buffer[..count]),
                 Ok(ReadHere::Later) | Err(FsError::Wait(_)) => {
                     let fs = Arc::clone(&self.fs);
@@ -262,10 +270,10 @@ impl Filesystem for Adapter {
         reply: ReplyDirectoryPlus,
     ) {
         let ino = Ino::from_kernel(ino.0);
-        let adapter = Adapter::new(Arc::clone(&self.fs), self.runtime.clone());
+        let owner = self.fs.owner();
         let attempt = move |fs: &Fs, reply: &mut ReplyDirectoryPlus| {
             fs.list(ino, offset, &mut |item| {
-                let attr = adapter.file_attr(item.attributes);
+                let attr = file_attr(owner, item.attributes);
                 let name = OsStr::from_bytes(item.name);
                 // One time to live serves entry and attributes here, so the shorter one.
                 let ttl = item.attributes.ttl.min(item.attributes.entry_ttl);
