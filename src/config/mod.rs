@@ -78,7 +78,7 @@ pub enum Install {
     Latest,
     /// All.
     All,
-    /// None, not even on entry: only `warm` installs.
+    /// None, not even on entry: only who asks for it by name, as `manifs ls` and `warm` do.
     Manual,
 }
 

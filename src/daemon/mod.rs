@@ -154,6 +154,7 @@ impl Home {
             looked: std::sync::atomic::AtomicBool::new(false),
             own: own.clone(),
         });
+        home.apply_install();
         home.connect()?;
         home.updater.restore().await.map_err(Failure::failed)?;
         home.protect_pins();
@@ -203,6 +204,7 @@ impl Home {
         let policy = load_policy(&self.paths)?;
         self.config.store(Arc::new(config));
         self.updater.set_policy(policy);
+        self.apply_install();
         self.connect()?;
         if let (Some(share), Some(section)) = (self.serving.share(), &self.config.load().gateway) {
             share
@@ -217,8 +219,14 @@ impl Home {
         Ok(())
     }
 
+    fn apply_install(&self) {
+        let install = self.config.load().mount.install;
+        self.installer
+            .set_by_hand(install == crate::config::Install::Manual);
+    }
+
     /// Ends every task, drains what is under way, and writes down what was used.
-    pub(crate) async fn close(&self) {
+    pub async fn close(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.fetcher.close().await;

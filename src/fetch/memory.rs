@@ -55,6 +55,13 @@ impl Memory {
         }
     }
 
+    pub(super) fn remove(&self, digest: &Digest) {
+        let mut blocks = self.blocks.lock();
+        if let Some(old) = blocks.by_digest.pop(digest) {
+            blocks.bytes -= weight(&old);
+        }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.blocks.lock().bytes
     }
@@ -98,6 +105,9 @@ mod tests {
         assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
         memory.put(block(9, 4000));
         assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
+        memory.remove(&c.digest());
+        memory.remove(&c.digest());
+        assert_eq!(memory.bytes(), 2 * (1000 + ENTRY_BYTES));
         memory.clear();
         assert_eq!(memory.bytes(), 0);
         assert!(memory.get(&a.digest()).is_none());

@@ -127,10 +127,11 @@ impl Fetcher {
     /// Makes a fetcher without sources. Its tasks run on `runtime`.
     pub fn new(options: Options, shelf: Arc<dyn Shelf>, runtime: Handle) -> Self {
         let (offers, offered) = mpsc::channel(OFFERS_MAX);
+        let (tasks, closed) = (TaskTracker::new(), CancellationToken::new());
         let inner = Arc::new(Inner {
             memory: Memory::new(options.memory_bytes),
             failures: Failures::new(options.negative),
-            writer: Writer::start(Arc::clone(&shelf), &runtime),
+            writer: Writer::start(Arc::clone(&shelf), &runtime, &tasks, closed.clone()),
             options,
             shelf,
             sources: ArcSwap::default(),
@@ -140,8 +141,8 @@ impl Fetcher {
             offers,
             prefetching: AtomicU64::new(0),
             counters: Counters::default(),
-            tasks: TaskTracker::new(),
-            closed: CancellationToken::new(),
+            tasks,
+            closed,
             runtime,
         });
         let take = take_offers(Arc::downgrade(&inner), offered);
@@ -232,6 +233,11 @@ impl Fetcher {
         self.inner.failures.explain(digest)
     }
 
+    /// Drops a block from memory, for who has stored it and reads it from there only.
+    pub fn release(&self, block: &BlockRef) {
+        self.inner.memory.remove(&block.digest);
+    }
+
     /// Drops the blocks in memory and the remembered failures; what is under way goes on.
     pub fn forget(&self) {
         self.inner.memory.clear();
@@ -265,7 +271,8 @@ impl Fetcher {
         }
     }
 
-    /// Ends all flights; their waiters get [`FetchError::Closed`]. Returns when the last one has ended.
+    /// Ends all flights; their waiters get [`FetchError::Closed`]. Returns when the last one has ended and everything
+    /// that was fetched is in the store.
     pub async fn close(&self) {
         self.inner.closed.cancel();
         self.inner.tasks.close();

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::shelf::Shelf;
 use crate::block::{Block, BlockRef};
@@ -30,12 +32,26 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task that writes; it ends when the writer is dropped and everything is written.
-    pub(super) fn start(shelf: Arc<dyn Shelf>, runtime: &Handle) -> Self {
+    /// Starts the task that writes; it ends when the writer is dropped, or `closed`, and everything is written.
+    pub(super) fn start(
+        shelf: Arc<dyn Shelf>,
+        runtime: &Handle,
+        tasks: &TaskTracker,
+        closed: CancellationToken,
+    ) -> Self {
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
-        runtime.spawn(async move {
+        let write = async move {
             let mut batch = Vec::new();
-            while queue.recv_many(&mut batch, BATCH_BLOCKS).await > 0 {
+            loop {
+                tokio::select! {
+                    biased;
+                    count = queue.recv_many(&mut batch, BATCH_BLOCKS) => if count == 0 { return },
+                    () = closed.cancelled(), if !queue.is_closed() => {
+                        // What is in the queue is still written.
+                        queue.close();
+                        continue;
+                    }
+                }
                 let shelf = Arc::clone(&shelf);
                 let jobs = std::mem::take(&mut batch);
                 let write = move || {
@@ -47,7 +63,8 @@ impl Writer {
                 // A panic in the store is a miss later; the waiters see their channels close.
                 let _ = tokio::task::spawn_blocking(write).await;
             }
-        });
+        };
+        tasks.spawn_on(write, runtime);
         Writer {
             jobs,
             room: Arc::new(Semaphore::new(BACKLOG_BYTES as usize)),

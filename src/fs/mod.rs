@@ -75,6 +75,9 @@ pub enum FsError {
     /// The catalog did not come in time; installing goes on.
     #[error("the version is still being installed")]
     StillInstalling,
+    /// Nobody installed the version, and entering is not to.
+    #[error("the version is not installed")]
+    NotInstalled,
     /// No source delivered in time.
     #[error("no source delivered in time")]
     NoSourceInTime,
@@ -408,7 +411,7 @@ impl Fs {
         match wait.block {
             None => self
                 .installer
-                .install(&wait.version)
+                .enter(&wait.version)
                 .await
                 .map(drop)
                 .map_err(|error| install_error(&error)),
@@ -517,6 +520,7 @@ fn install_error(error: &InstallError) -> FsError {
         InstallError::Fetch { source, .. } => fetch_error(source),
         InstallError::Catalog { .. } => FsError::BadCatalog,
         InstallError::Stale { .. } => FsError::Refused,
+        InstallError::NotByHand { .. } => FsError::NotInstalled,
         InstallError::Store { .. } | InstallError::Stopped => FsError::Disk,
     }
 }

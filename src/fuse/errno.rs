@@ -11,7 +11,8 @@ pub(super) fn of(error: &FsError) -> Errno {
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::IsADirectory => Errno::EISDIR,
         FsError::NotALink => Errno::EINVAL,
-        FsError::NoAttribute => Errno::NO_XATTR,
+        // ENODATA on Linux.
+        FsError::NoAttribute | FsError::NotInstalled => Errno::NO_XATTR,
         FsError::Stale => Errno::ESTALE,
         FsError::LinkLeaves | FsError::Refused => Errno::EACCES,
         FsError::Wait(_) | FsError::StillInstalling => Errno::EAGAIN,

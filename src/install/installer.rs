@@ -1,12 +1,13 @@
 //! Gets a version's whole catalog into the store and validates it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, Shared};
 use tokio_util::task::TaskTracker;
 
-use super::tree::catalog_want;
+use super::tree::{catalog_file, catalog_want};
 use super::{Listed, PageCache, StoredCatalog, Tree};
 use crate::block::BlockRef;
 use crate::catalog::{self, Catalog, CatalogError, Totals};
@@ -50,6 +51,12 @@ pub enum InstallError {
         /// The version.
         package: PackageVersion,
     },
+    /// Nobody installed it by hand, and entering is not to.
+    #[error("{package} is not installed, and entering a version does not install it")]
+    NotByHand {
+        /// The version.
+        package: PackageVersion,
+    },
     /// The daemon is shutting down.
     #[error("stopped")]
     Stopped,
@@ -63,6 +70,8 @@ pub struct Installer {
     fetcher: Fetcher,
     pages: Arc<PageCache>,
     tasks: TaskTracker,
+    /// Whether only who asks for it by name has something installed.
+    by_hand: AtomicBool,
 }
 
 impl Installer {
@@ -78,7 +87,29 @@ impl Installer {
             fetcher,
             pages,
             tasks,
+            by_hand: AtomicBool::new(false),
         })
+    }
+
+    /// Says whether entering a version installs it, or only who asks for it by name.
+    pub fn set_by_hand(&self, by_hand: bool) {
+        self.by_hand.store(by_hand, Ordering::Relaxed);
+    }
+
+    /// As [`Installer::install`], for who walks into a version; a catalog that is stored needs no installing.
+    ///
+    /// # Errors
+    /// [`InstallError`]
+    pub async fn enter(self: &Arc<Self>, version: &Arc<Listed>) -> Result<Arc<Tree>, InstallError> {
+        if self.by_hand.load(Ordering::Relaxed)
+            && version.tree().is_none()
+            && !self.store.complete(&catalog_file(version.manifest()))
+        {
+            return Err(InstallError::NotByHand {
+                package: version.package().clone(),
+            });
+        }
+        self.install(version).await
     }
 
     /// Returns the tree of `version`, fetching and validating its catalog first if need be.
@@ -225,6 +256,8 @@ impl Installer {
             }
         });
         let stored = stored.await.map_err(|_| InstallError::Stopped)?;
+        // Catalogs are read page by page from the store; whole blocks would only push out those that files need.
+        self.fetcher.release(&block);
         stored.map_err(|source| InstallError::Store {
             package: package(),
             source: Arc::new(source),

@@ -56,6 +56,33 @@ fn a_new_version_appears_within_seconds_and_the_old_one_goes_on() {
 }
 
 #[test]
+fn installed_by_hand_only() {
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), "content").unwrap();
+    let mut publisher = Home::new();
+    publisher.publish(source.path(), "pkg", "1.0.0");
+    let url = publisher.serve();
+    let mut reader = Home::new();
+    reader.config("[mount]\ninstall = \"manual\"\n");
+    reader.follow(&publisher, &url);
+    let version = reader.mount().join("pkg/1.0.0");
+    // Seen, but not entered.
+    assert!(std::fs::metadata(&version).unwrap().is_dir());
+    let refused = std::fs::read(version.join("file")).unwrap_err();
+    assert_eq!(
+        refused.raw_os_error(),
+        Some(rustix::io::Errno::NODATA.raw_os_error())
+    );
+    let why = reader.run(&["why", version.to_str().unwrap()]);
+    assert!(
+        why.contains("manual") && why.contains("manifs ls pkg@1.0.0"),
+        "{why}"
+    );
+    assert_eq!(reader.run(&["ls", "pkg@1.0.0"]), "file\n");
+    assert_eq!(std::fs::read(version.join("file")).unwrap(), b"content");
+}
+
+#[test]
 fn permissions_are_the_catalogs() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED permissions_are_the_catalogs: needs root, to become nobody");

@@ -1,14 +1,16 @@
 //! Bytes of files, verified, without a mount.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
 use serde_json::Value;
 
 use super::look::base;
 use super::{catalog_failure, fetch_failure, value};
 use crate::block::{BLOCK_BYTES, Block};
-use crate::catalog::{Kind, WholeFile, links, verify_ids};
+use crate::catalog::{Kind, Row, WholeFile, links, verify_ids};
 use crate::daemon::{Home, subtree};
 use crate::fetch::Priority;
 use crate::install::{Listed, Tree, want_of};
@@ -16,6 +18,14 @@ use crate::serve::control::{Done, Failure, FailureKind, Progress, Replies, Verif
 
 /// Blocks of one request in flight.
 const AHEAD: usize = 16;
+
+/// A file that a target names, of an installed version.
+struct FileOf {
+    version: Arc<Listed>,
+    tree: Arc<Tree>,
+    number: u32,
+    row: Row,
+}
 
 impl Home {
     pub(super) async fn read(
@@ -25,42 +35,84 @@ impl Home {
         len: Option<u64>,
         replies: &Replies,
     ) -> Result<Value, Failure> {
+        let file = self.file(target).await?;
+        let until = len.map_or(u64::MAX, |len| offset.saturating_add(len));
+        let mut parts = std::pin::pin!(self.span(&file, offset..until));
+        while let Some(part) = parts.next().await {
+            replies.data(part?).await?;
+        }
+        value(())
+    }
+
+    /// Returns the bytes `span` of a file, every one verified; fewer where the file ends before.
+    ///
+    /// `target` is what the command line takes: `name[@version]/path`, or a path below a mount of this home. Links inside
+    /// the version are followed. Fetches what is not stored, and installs the version first if need be.
+    ///
+    /// # Errors
+    /// [`Failure`]: no such version or file, refused by the trust policy, no source that answers.
+    pub async fn read_range(&self, target: &str, span: Range<u64>) -> Result<Bytes, Failure> {
+        let file = self.file(target).await?;
+        let parts: Vec<Bytes> = self.span(&file, span).try_collect().await?;
+        Ok(match <[Bytes; 1]>::try_from(parts) {
+            Ok([part]) => part,
+            Err(parts) => parts.concat().into(),
+        })
+    }
+
+    async fn file(&self, target: &str) -> Result<FileOf, Failure> {
         let (target, version) = self.find(target)?;
         let tree = self.tree(&version).await?;
         let path = || String::from_utf8_lossy(&target.path).into_owned();
         let found = links::resolve(&tree, &target.path);
-        let found = found.map_err(|error| catalog_failure(&version, &error))?;
-        let (number, row) = match found {
-            Some((number, row)) if row.kind() == Kind::File => (number, row),
-            Some(_) => {
-                return Err(Failure::failed(format!("{:?} is a directory", path()))
-                    .hint("`manifs ls` lists it, `manifs fetch` copies it"));
-            }
+        match found.map_err(|error| catalog_failure(&version, &error))? {
+            Some((number, row)) if row.kind() == Kind::File => Ok(FileOf {
+                version,
+                tree,
+                number,
+                row,
+            }),
+            Some(_) => Err(Failure::failed(format!("{:?} is a directory", path()))
+                .hint("`manifs ls` lists it, `manifs fetch` copies it")),
             None => {
                 let message = format!("{} has no file {:?}", version.package(), path());
-                return Err(Failure::new(FailureKind::NotFound, message));
-            }
-        };
-        let end = len.map_or(row.size(), |len| offset.saturating_add(len).min(row.size()));
-        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES).max(offset / BLOCK_BYTES);
-        let mut fetched = futures::stream::iter(blocks)
-            .map(|index| {
-                let block = self.block(&version, &tree, number, index, Priority::Foreground);
-                async move { Ok::<_, Failure>((index, block.await?)) }
-            })
-            .buffered(AHEAD);
-        while let Some(found) = fetched.next().await {
-            let (index, block) = found?;
-            let start = index * BLOCK_BYTES;
-            let from = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
-            let to = usize::try_from(end - start)
-                .unwrap_or(usize::MAX)
-                .min(block.bytes().len());
-            if from < to {
-                replies.data(block.bytes().slice(from..to)).await?;
+                Err(Failure::new(FailureKind::NotFound, message))
             }
         }
-        value(())
+    }
+
+    /// Sends the bytes of a span in order, blocks fetched ahead; what lies behind the file's end is left out.
+    fn span<'a>(
+        &'a self,
+        file: &'a FileOf,
+        span: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, Failure>> + 'a {
+        let span = span.start..span.end.min(file.row.size()).max(span.start);
+        let blocks = if span.is_empty() {
+            0..0
+        } else {
+            span.start / BLOCK_BYTES..span.end.div_ceil(BLOCK_BYTES)
+        };
+        futures::stream::iter(blocks)
+            .map(move |index| async move {
+                let block = self.block(
+                    &file.version,
+                    &file.tree,
+                    file.number,
+                    index,
+                    Priority::Foreground,
+                );
+                Ok((index * BLOCK_BYTES, block.await?))
+            })
+            .buffered(AHEAD)
+            .map_ok(move |(start, block)| {
+                let within = |at: u64| {
+                    let at = at.saturating_sub(start);
+                    usize::try_from(at)
+                        .map_or(block.bytes().len(), |at| at.min(block.bytes().len()))
+                };
+                block.bytes().slice(within(span.start)..within(span.end))
+            })
     }
 
     async fn block(

@@ -77,7 +77,10 @@ impl Home {
             }
             Request::RegistryAdd { place } => value(home.add_registry(&place).await?),
             Request::RegistryRemove { place } => home.remove_registry(&place).map(|()| Value::Null),
-            Request::RegistryUpdate => home.registry_update().await,
+            Request::RegistryUpdate => {
+                home.look().await?;
+                value(Done::default())
+            }
             Request::Reload => home.reload().await.map(|()| Value::Null),
             Request::Stop => {
                 home.stop.cancel();
@@ -104,7 +107,11 @@ impl Home {
         }
     }
 
-    async fn registry_update(self: &Arc<Self>) -> Result<Value, Failure> {
+    /// Reads every registry of this home once, and lists what the trust policy lets through.
+    ///
+    /// # Errors
+    /// [`Failure`] that names the registries which could not be read; what the others hold is listed all the same.
+    pub async fn look(self: &Arc<Self>) -> Result<(), Failure> {
         self.read_registries().await;
         let failed: Vec<String> = self
             .registry_items()
@@ -112,7 +119,7 @@ impl Home {
             .filter_map(|item| Some(format!("{}: {}", item.place, item.error?)))
             .collect();
         if failed.is_empty() {
-            value(Done::default())
+            Ok(())
         } else {
             Err(Failure::new(FailureKind::NoSource, failed.join("; ")))
         }
@@ -201,6 +208,9 @@ fn install_failure(error: &InstallError) -> Failure {
             .hint("the publisher signed a broken catalog: tell them"),
         InstallError::Stale { .. } => Failure::new(FailureKind::Refused, error)
             .hint("update the registry, or ask the publisher"),
+        InstallError::NotByHand { package } => Failure::failed(error).hint(format!(
+            "`manifs ls {package}` or `manifs warm {package}` installs it"
+        )),
         InstallError::Store { .. } => {
             Failure::failed(error).hint("raise [store] quota, or free space on its disk")
         }

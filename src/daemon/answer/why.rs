@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::catalog::{Kind, links};
+use crate::config::Install;
 use crate::daemon::{Home, Target};
 use crate::install::Listed;
 use crate::serve::control::Why;
@@ -72,15 +73,24 @@ impl Home {
         let Some(tree) = version.tree() else {
             let catalog = version.manifest().catalog.file();
             let here = self.store.complete(&catalog);
+            let by_hand = self.config.load().mount.install == Install::Manual;
             why.lines.push(format!(
                 "its catalog of {} bytes is {}",
                 catalog.size,
                 if here {
                     "here, and checked when it is entered"
+                } else if by_hand {
+                    "not here, and [mount] install = \"manual\": entering it says ENODATA"
                 } else {
                     "fetched when it is entered"
                 }
             ));
+            if by_hand && !here {
+                let package = version.package();
+                why.hint = Some(format!(
+                    "`manifs ls {package}` or `manifs warm {package}` installs it"
+                ));
+            }
             if let Some(error) = version
                 .manifest()
                 .catalog
