@@ -96,6 +96,7 @@ pub(super) fn catalog_want(version: &Listed, block: BlockRef) -> Want {
     Want {
         block,
         place: Some(place),
+        torrent: None,
     }
 }
 
@@ -117,5 +118,6 @@ pub fn want_of(
     Ok(Want {
         block,
         place: Some(place),
+        torrent: None,
     })
 }

@@ -248,6 +248,7 @@ mod tests {
                 path: path.as_bytes().into(),
                 offset,
             }),
+            torrent: None,
         }
     }
 

@@ -31,6 +31,28 @@ pub struct TreePlace {
     pub offset: u64,
 }
 
+/// A torrent that holds a version's tree, as its signed manifest and release index name it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Torrent {
+    /// SHA-1 of the info dictionary, BEP 3.
+    pub info_hash: [u8; 20],
+    /// Bytes of a piece.
+    pub piece_bytes: u64,
+    /// Bytes of all pieces; none while the catalog, which tells the layout, is not here.
+    pub bytes: Option<u64>,
+    /// Announce URLs out of the release index, signed.
+    pub trackers: Vec<String>,
+}
+
+/// Where a block lies in a torrent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TorrentPlace {
+    /// The torrent.
+    pub torrent: Arc<Torrent>,
+    /// Where in the torrent's bytes, files and padding one after the other, the block begins.
+    pub offset: u64,
+}
+
 /// A block that somebody asks for, and the places it may be had from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -38,12 +60,18 @@ pub struct Want {
     pub block: BlockRef,
     /// Where it lies in a tree, when the asker knows one.
     pub place: Option<TreePlace>,
+    /// Where it lies in a torrent, when one is offered and its layout is known that far.
+    pub torrent: Option<TorrentPlace>,
 }
 
 impl Want {
     /// A want for a block whose place in a tree is not known; only sources that know digests can answer it.
     pub fn new(block: BlockRef) -> Self {
-        Want { block, place: None }
+        Want {
+            block,
+            place: None,
+            torrent: None,
+        }
     }
 }
 
