@@ -7,6 +7,7 @@
 mod client;
 mod filter;
 mod rate;
+pub mod tracker;
 
 pub use client::{Answer, Client, Get, NetError, Options, Secret};
 pub use filter::{AddressFilter, Allow, AllowSyntax, FilterError, Route, inward};
