@@ -4,10 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::PublishError;
 use super::build::{Built, build};
@@ -27,6 +30,9 @@ use crate::registry::{Registry, RegistryError};
 use crate::state::State;
 use crate::store::Store;
 
+/// How long a publish waits for another one of the same package.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
+
 /// Publishes into one home.
 pub struct Publisher {
     pub(super) store: Arc<Store>,
@@ -35,6 +41,8 @@ pub struct Publisher {
     /// Directories that must not lie in what is published.
     homes: Vec<PathBuf>,
     jobs: Mutex<Jobs>,
+    /// Told when a package is free again.
+    freed: Notify,
     /// The versions whose files this process protects from eviction until it ends.
     pub(super) kept: Mutex<HashSet<PackageVersion>>,
 }
@@ -159,6 +167,7 @@ impl Drop for Claim {
         // A claim that was never granted lets nothing go.
         if jobs.names.get(&self.name) == Some(&self.job) {
             jobs.names.remove(&self.name);
+            self.publisher.freed.notify_waiters();
         }
     }
 }
@@ -194,6 +203,7 @@ impl Publisher {
             journal,
             homes,
             jobs: Mutex::default(),
+            freed: Notify::new(),
             kept: Mutex::default(),
         })
     }
@@ -246,7 +256,7 @@ impl Publisher {
             let registry = registry.name().to_owned();
             return Err(PublishError::Registry(RegistryError::ReadOnly { registry }));
         }
-        let claim = self.claim(&options.package.name)?;
+        let claim = self.claim_soon(&options.package.name).await?;
         let known = known(&options.package, &self.state, &trust, &registry).await?;
         let publisher = Arc::clone(self);
         let after = Arc::clone(&progress);
@@ -294,6 +304,24 @@ impl Publisher {
         // Dropped after the lock, which its claim takes.
         let job = self.jobs.lock().prepared.remove(job);
         drop(job);
+    }
+
+    /// Takes the right to publish a package, waiting a while for who has it: one that was killed just now is still
+    /// being cleared away, and two that publish at a time take turns.
+    async fn claim_soon(self: &Arc<Self>, name: &PackageName) -> Result<Claim, PublishError> {
+        let deadline = Instant::now() + TURN_WITHIN;
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            match self.claim(name) {
+                Err(busy @ PublishError::Busy(_)) => {
+                    if tokio::time::timeout_at(deadline, freed).await.is_err() {
+                        return Err(busy);
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Takes the right to publish a package.
