@@ -34,6 +34,29 @@ need_fuse() {
     fi
 }
 
+# What tests/interop meets in a swarm. Where there is systemd, the packages' own services are not wanted.
+need_swarm() {
+    local fresh=
+    command -v transmission-daemon opentracker >/dev/null 2>&1 || fresh=1
+    need transmission-daemon transmission-daemon
+    need transmission-remote transmission-cli
+    need aria2c aria2
+    need opentracker opentracker
+    need ip iproute2
+    /usr/bin/python3 -c 'import libtorrent' 2>/dev/null || need_module libtorrent python3-libtorrent
+    if [ -n "$fresh" ] && [ -d /run/systemd/system ]; then
+        systemctl disable --now transmission-daemon opentracker 2>/dev/null || true
+    fi
+}
+
+# need_module MODULE PACKAGE: as `need`, for a module of Debian's Python.
+need_module() {
+    [ "$(id -u)" = 0 ] || die "$2 is missing; as root: apt-get install $2"
+    [ -n "${apt_updated:-}" ] || apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+    /usr/bin/python3 -c "import $1" || die "$2 is installed, yet there is no module $1"
+}
+
 # Detaches mounts below DIRECTORY that an earlier run, killed, has left.
 clear_mounts() {
     awk -v below="$1/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac | while read -r mountpoint; do

@@ -18,6 +18,7 @@ mod common;
 #[path = "../common/machine.rs"]
 mod machine;
 
+mod clients;
 mod exchange;
 mod kubo;
 mod published;
