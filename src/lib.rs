@@ -5,7 +5,7 @@
 //! that the kernel, or a caller of this library, is given.
 //!
 //! Layers, imports going strictly down: `cli` (7) > `daemon`, `config` (6) > `fuse`, `serve` (5) > `fs` (4) >
-//! `fetch`, `install`, `publish` (3) > `store`, `state`, `source`, `registry` (2) > `catalog`, `manifest`, `net` (1) >
+//! `fetch`, `install`, `publish` (3) > `store`, `state`, `source`, `registry` (2) > `catalog`, `manifest`, `torrent`, `net` (1) >
 //! `block`, `unixfs`, `durable` (0).
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -29,4 +29,5 @@ pub mod serve;
 pub mod source;
 pub mod state;
 pub mod store;
+pub mod torrent;
 pub mod unixfs;

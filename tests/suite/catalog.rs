@@ -108,7 +108,7 @@ fn plain_directory() -> Item {
 }
 
 /// Writes a catalog as `publish` would, by the options of the vector.
-fn write(items: &BTreeMap<Vec<u8>, Item>, preserve: bool, mtime: Option<i64>) -> Sealed {
+pub(crate) fn write(items: &BTreeMap<Vec<u8>, Item>, preserve: bool, mtime: Option<i64>) -> Sealed {
     let dir = tempfile::tempdir().unwrap();
     let mut children: BTreeMap<Vec<u8>, Vec<(Vec<u8>, &Item)>> = BTreeMap::new();
     for (path, item) in items.iter().filter(|(path, _)| !path.is_empty()) {
@@ -175,7 +175,7 @@ fn write(items: &BTreeMap<Vec<u8>, Item>, preserve: bool, mtime: Option<i64>) ->
     writer.finish(times, &mut |_, _| Ok(())).unwrap()
 }
 
-fn bytes_of(sealed: &Sealed) -> Vec<u8> {
+pub(crate) fn bytes_of(sealed: &Sealed) -> Vec<u8> {
     let mut bytes = vec![0; sealed.len as usize];
     std::os::unix::fs::FileExt::read_exact_at(&sealed.file, &mut bytes, 0).unwrap();
     bytes

@@ -29,5 +29,6 @@ mod state;
 mod store;
 mod store_model;
 mod store_speed;
+mod torrent;
 mod trust;
 mod unixfs;

@@ -1,0 +1,229 @@
+//! The hashes of pieces, made of spans that come from many threads while files are read.
+//!
+//! A piece is hashed from its beginning on. A span that fits the end of what is hashed is hashed where it lies; one that
+//! comes early is copied and waits. A large file's blocks come nearly in order, and small files come in batches, so
+//! little waits; when too much does, whoever brings more waits itself.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
+)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::{Condvar, Mutex};
+use sha1::{Digest as _, Sha1};
+
+use super::{Layout, PIECE_BYTES_MIN, Sha1Hash};
+
+/// Bytes of small files that wait at most for what comes before them.
+const WAITING_BYTES_MAX: u64 = 64 << 20;
+
+static ZEROS: [u8; PIECE_BYTES_MIN as usize] = [0; PIECE_BYTES_MIN as usize];
+
+/// What a piece of the shortest length hashes to that is all zeros.
+static ZEROS_HASH: LazyLock<Sha1Hash> = LazyLock::new(|| Sha1::digest(ZEROS).into());
+
+/// Hashes the pieces of one torrent.
+#[derive(Debug)]
+pub struct Pieces {
+    layout: Arc<Layout>,
+    state: Mutex<State>,
+    /// What waits became less, or a piece grew.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    hashes: Vec<Option<Sha1Hash>>,
+    open: HashMap<u64, Arc<Mutex<Open>>>,
+    /// Bytes of small files that wait, in all pieces.
+    waiting_bytes: u64,
+    /// How often something was hashed, so that nobody sleeps over it.
+    changes: u64,
+    given_up: bool,
+}
+
+/// A piece of which a part has come.
+#[derive(Debug, Default)]
+struct Open {
+    sha: Sha1,
+    /// Bytes that are hashed.
+    hashed: u64,
+    /// What came early, by where it belongs in the piece.
+    waiting: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Pieces {
+    /// Begins with nothing.
+    pub fn new(layout: Arc<Layout>) -> Pieces {
+        // At most PIECES_MAX.
+        let hashes = vec![None; layout.piece_count() as usize];
+        Pieces {
+            layout,
+            state: Mutex::new(State {
+                hashes,
+                open: HashMap::new(),
+                waiting_bytes: 0,
+                changes: 0,
+                given_up: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Returns the layout.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Takes the bytes at `offset` of the torrent, each once.
+    ///
+    /// A thread that brings bytes of small files may have to wait for those that lie before them: each thread brings its
+    /// own in ascending order, and whoever cannot bring them any more calls [`Pieces::give_up`]. A few spans of large
+    /// files may come early without waiting; whoever brings them sees to it that they are few.
+    pub fn add(&self, offset: u64, bytes: &[u8]) {
+        let piece_bytes = self.layout.piece_bytes();
+        let (mut offset, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (index, at) = (offset / piece_bytes, offset % piece_bytes);
+            let len = (piece_bytes - at).min(rest.len() as u64);
+            let (part, after) = rest.split_at(len as usize);
+            self.part(index, at, part);
+            offset += len;
+            rest = after;
+        }
+    }
+
+    /// As [`Pieces::add`], for `len` bytes that are all zeros.
+    pub fn add_zeros(&self, offset: u64, len: u64) {
+        let (mut offset, end) = (offset, offset.saturating_add(len));
+        while offset < end {
+            let part = (end - offset).min(ZEROS.len() as u64);
+            let aligned = self.layout.piece_bytes() == part && offset.is_multiple_of(part);
+            if aligned {
+                self.set(offset / part, *ZEROS_HASH);
+            } else {
+                self.add(offset, &ZEROS[..part as usize]);
+            }
+            offset += part;
+        }
+    }
+
+    /// Says that there will be no hashes, and wakes whoever waits.
+    pub fn give_up(&self) {
+        self.state.lock().given_up = true;
+        self.changed.notify_all();
+    }
+
+    /// Returns all hashes; none when bytes are missing.
+    pub fn finish(self) -> Option<Vec<Sha1Hash>> {
+        self.state.into_inner().hashes.into_iter().collect()
+    }
+
+    fn part(&self, index: u64, at: u64, bytes: &[u8]) {
+        let data = self.layout.data_bytes(index);
+        if at == 0 && bytes.len() as u64 == data {
+            // The whole of it, as it nearly always is in large files: nothing is shared, nothing is locked.
+            let mut sha = Sha1::new();
+            sha.update(bytes);
+            self.set(index, self.pad(sha, index, data));
+            return;
+        }
+        // No data of large files lies before the first piece of one.
+        let patient = index * self.layout.piece_bytes() < self.layout.small_end();
+        loop {
+            let (open, changes) = {
+                let mut state = self.state.lock();
+                if state.given_up {
+                    return;
+                }
+                (
+                    Arc::clone(state.open.entry(index).or_default()),
+                    state.changes,
+                )
+            };
+            let mut piece = open.lock();
+            if piece.hashed == at {
+                let freed = piece.grow(bytes);
+                let done = piece.hashed == data;
+                let sha = if done {
+                    std::mem::take(&mut piece.sha)
+                } else {
+                    Sha1::new()
+                };
+                drop(piece);
+                let hash = done.then(|| self.pad(sha, index, data));
+                let mut state = self.state.lock();
+                if let Some(hash) = hash {
+                    state.open.remove(&index);
+                    state.set(index, hash);
+                }
+                if patient {
+                    state.waiting_bytes = state.waiting_bytes.saturating_sub(freed);
+                }
+                state.changes += 1;
+                self.changed.notify_all();
+                return;
+            }
+            if !patient || self.reserve(bytes.len() as u64) {
+                piece.waiting.insert(at, bytes.to_vec());
+                return;
+            }
+            drop(piece);
+            let mut state = self.state.lock();
+            if state.changes == changes && !state.given_up {
+                self.changed.wait(&mut state);
+            }
+        }
+    }
+
+    fn reserve(&self, bytes: u64) -> bool {
+        let mut state = self.state.lock();
+        let fits = state.waiting_bytes + bytes <= WAITING_BYTES_MAX;
+        if fits {
+            state.waiting_bytes += bytes;
+        }
+        fits
+    }
+
+    /// Ends a piece that has all its data with the padding after it.
+    fn pad(&self, mut sha: Sha1, index: u64, data: u64) -> Sha1Hash {
+        let piece = self.layout.piece(index);
+        let mut rest = (piece.end - piece.start).saturating_sub(data);
+        while rest > 0 {
+            let part = rest.min(ZEROS.len() as u64);
+            sha.update(&ZEROS[..part as usize]);
+            rest -= part;
+        }
+        sha.finalize().into()
+    }
+
+    fn set(&self, index: u64, hash: Sha1Hash) {
+        self.state.lock().set(index, hash);
+    }
+}
+
+impl State {
+    fn set(&mut self, index: u64, hash: Sha1Hash) {
+        if let Some(slot) = self.hashes.get_mut(index as usize) {
+            *slot = Some(hash);
+        }
+    }
+}
+
+impl Open {
+    /// Hashes what comes next, and what waited for it. Returns how many bytes had waited.
+    fn grow(&mut self, bytes: &[u8]) -> u64 {
+        self.sha.update(bytes);
+        self.hashed += bytes.len() as u64;
+        let mut freed = 0;
+        while let Some(bytes) = self.waiting.remove(&self.hashed) {
+            self.sha.update(&bytes);
+            self.hashed += bytes.len() as u64;
+            freed += bytes.len() as u64;
+        }
+        freed
+    }
+}
