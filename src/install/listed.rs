@@ -3,12 +3,36 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use super::Tree;
 use super::installer::Installing;
-use crate::manifest::{KeyId, Links, Manifest, ManifestId, PackageVersion, TrustedManifest};
+use crate::manifest::{
+    IndexFields, KeyId, Links, Manifest, ManifestId, PackageVersion, TrustedManifest,
+};
+use crate::source::Torrent;
+
+/// Where a package's release index says its blocks may be had from: signed, yet only hints. They widen nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// URLs of mirrors.
+    pub http: Arc<[String]>,
+    /// URLs of IPFS gateways.
+    pub gateways: Arc<[String]>,
+    /// URLs of BitTorrent trackers.
+    pub trackers: Arc<[String]>,
+}
+
+impl From<&IndexFields> for Hints {
+    fn from(index: &IndexFields) -> Self {
+        Hints {
+            http: index.http.clone().into(),
+            gateways: index.gateways.clone().into(),
+            trackers: index.trackers.clone().into(),
+        }
+    }
+}
 
 /// A listed version: its manifest, and its tree once installed.
 pub struct Listed {
@@ -16,6 +40,8 @@ pub struct Listed {
     slot: u32,
     gone: AtomicBool,
     stale: AtomicBool,
+    hints: ArcSwap<Hints>,
+    torrent: Mutex<Option<Arc<Torrent>>>,
     tree: ArcSwapOption<Tree>,
     pub(super) installing: Mutex<Option<Installing>>,
 }
@@ -33,6 +59,8 @@ impl Listed {
             slot,
             gone: AtomicBool::new(false),
             stale: AtomicBool::new(false),
+            hints: ArcSwap::default(),
+            torrent: Mutex::new(None),
             tree: ArcSwapOption::empty(),
             installing: Mutex::new(None),
         })
@@ -98,6 +126,38 @@ impl Listed {
     /// Forgets the tree, so that the next entry hashes and validates the catalog again.
     pub(super) fn forget_tree(&self) {
         self.tree.store(None);
+    }
+
+    /// Returns where its package's release index says that blocks may be had from.
+    pub fn hints(&self) -> Arc<Hints> {
+        self.hints.load_full()
+    }
+
+    /// Returns the torrent that its manifest names, with the trackers of its release index; it has `bytes` if the
+    /// caller knows, else as many as are known. The same object until something about it changes.
+    pub(super) fn torrent(&self, bytes: Option<u64>) -> Option<Arc<Torrent>> {
+        let named = self.manifest().torrent?;
+        let hints = self.hints();
+        let mut known = self.torrent.lock();
+        let bytes = bytes.or(known.as_ref().and_then(|known| known.bytes));
+        if let Some(known) = &*known
+            && known.bytes == bytes
+            && *known.trackers == *hints.trackers
+        {
+            return Some(Arc::clone(known));
+        }
+        let torrent = Arc::new(Torrent {
+            info_hash: named.info_hash,
+            piece_bytes: named.piece_length,
+            bytes,
+            trackers: hints.trackers.to_vec(),
+        });
+        *known = Some(Arc::clone(&torrent));
+        Some(torrent)
+    }
+
+    pub(super) fn set_hints(&self, hints: Arc<Hints>) {
+        self.hints.store(hints);
     }
 
     /// Returns whether it was withdrawn, blocked or is no longer trusted.

@@ -15,9 +15,9 @@ mod update;
 
 pub use index::{CATALOG_ROW, IndexingError, index_version};
 pub use installer::{InstallError, Installer};
-pub use listed::Listed;
+pub use listed::{Hints, Listed};
 pub use listing::{Change, Listing, Refusal};
 pub use names::{Child, Directory, DirectoryId, LATEST, Names, ROOT};
 pub use pages::PageCache;
-pub use tree::{StoredCatalog, Tree, catalog_file, want_of};
+pub use tree::{StoredCatalog, Tree, catalog_file, torrent_layout, want_of};
 pub use update::{UpdateError, Updater};

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::block::{BLOCK_BYTES, BlockRef, Digest, FileRef};
 use crate::catalog::{Catalog, CatalogError, ReadAt, ReadError};
 use crate::manifest::Manifest;
-use crate::source::{TreePlace, Want};
+use crate::source::{TorrentPlace, TreePlace, Want};
 use crate::store::{ReadOutcome, Store, Wait};
+use crate::torrent::{Layout, TorrentError};
 
 use super::Listed;
 use super::pages::PageCache;
@@ -29,6 +32,10 @@ pub struct StoredCatalog {
     pages: Arc<PageCache>,
     file: FileRef,
     blocks: Arc<[Digest]>,
+    /// Bytes of a piece of the torrent that the manifest names.
+    piece_bytes: Option<u64>,
+    /// Where files lie in it, once somebody asked; none inside when the tree has no such torrent.
+    layout: Mutex<Option<Option<Arc<Layout>>>>,
 }
 
 impl StoredCatalog {
@@ -38,6 +45,8 @@ impl StoredCatalog {
             pages,
             file: catalog_file(manifest),
             blocks: manifest.catalog.blocks.clone().into(),
+            piece_bytes: manifest.torrent.map(|torrent| torrent.piece_length),
+            layout: Mutex::new(None),
         }
     }
 
@@ -78,6 +87,33 @@ impl StoredCatalog {
     }
 }
 
+/// Returns where the files of an installed version lie in the torrent that its manifest names; none without torrent, and
+/// when the tree gives another one. Made when first asked for: one pass over the rows. Blocking.
+///
+/// # Errors
+/// [`CatalogError`] when the catalog cannot be read; the next call tries again.
+pub fn torrent_layout(tree: &Tree) -> Result<Option<Arc<Layout>>, CatalogError> {
+    let reader = tree.reader();
+    let Some(piece_bytes) = reader.piece_bytes else {
+        return Ok(None);
+    };
+    let mut layout = reader.layout.lock();
+    if let Some(known) = &*layout {
+        return Ok(known.clone());
+    }
+    let made = match Layout::of(tree) {
+        Ok(made) => Some(made),
+        Err(TorrentError::NotOffered(_)) => None,
+        Err(TorrentError::Catalog(error)) => return Err(error),
+        Err(TorrentError::Io(error)) => return Err(error.into()),
+    };
+    let made = made
+        .filter(|made| made.piece_bytes() == piece_bytes)
+        .map(Arc::new);
+    *layout = Some(made.clone());
+    Ok(made)
+}
+
 impl ReadAt for StoredCatalog {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ReadError> {
         self.pages.read(self.file, offset, buffer, |start, page| {
@@ -93,10 +129,15 @@ pub(super) fn catalog_want(version: &Listed, block: BlockRef) -> Want {
         path: CATALOG_PATH.into(),
         offset: block.index * BLOCK_BYTES,
     };
+    // The catalog lies at the beginning, whatever follows it.
+    let torrent = version.torrent(None).map(|torrent| TorrentPlace {
+        torrent,
+        offset: block.index * BLOCK_BYTES,
+    });
     Want {
         block,
         place: Some(place),
-        torrent: None,
+        torrent,
     }
 }
 
@@ -118,6 +159,24 @@ pub fn want_of(
     Ok(Want {
         block,
         place: Some(place),
-        torrent: None,
+        torrent: torrent_place(version, tree, row, block)?,
     })
+}
+
+fn torrent_place(
+    version: &Listed,
+    tree: &Tree,
+    row: u32,
+    block: BlockRef,
+) -> Result<Option<TorrentPlace>, CatalogError> {
+    let Some(layout) = torrent_layout(tree)? else {
+        return Ok(None);
+    };
+    let place = layout
+        .offset_of(row)
+        .zip(version.torrent(Some(layout.bytes())));
+    Ok(place.map(|(start, torrent)| TorrentPlace {
+        torrent,
+        offset: start + block.index * BLOCK_BYTES,
+    }))
 }

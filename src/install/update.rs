@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use super::listing::PackageUpdate;
-use super::{Listed, Listing, Refusal};
+use super::{Hints, Listed, Listing, Refusal};
 use crate::manifest::{
     Envelope, EnvelopeError, PackageName, PackageVersion, Signed, Timestamp, TrustError,
     TrustPolicy, TrustedIndex,
@@ -195,10 +195,11 @@ impl Updater {
                 .insert(Some(version.clone()), withdrawn.into());
         }
         let stale = trusted.stale_at(Timestamp::now()).is_some();
-        update
-            .versions
-            .values()
-            .for_each(|listed| listed.set_stale(stale));
+        let hints = Arc::new(Hints::from(index.fields()));
+        for listed in update.versions.values() {
+            listed.set_stale(stale);
+            listed.set_hints(Arc::clone(&hints));
+        }
         update.latest = index
             .latest
             .clone()

@@ -7,6 +7,7 @@
 mod numbers;
 mod pins;
 mod published;
+mod seeding;
 mod seen;
 mod slots;
 
@@ -19,6 +20,7 @@ pub use crate::durable;
 pub use numbers::Numbers;
 pub use pins::{Pin, Pins};
 pub use published::Published;
+pub use seeding::Seeding;
 pub use seen::{Seen, SeenError};
 pub use slots::{Slots, SlotsError};
 
@@ -119,6 +121,7 @@ pub struct State {
     numbers: Numbers,
     published: Published,
     listed: Published,
+    seeding: Seeding,
     journal: PathBuf,
     // Last, so that it is let go last.
     _lock: Lock,
@@ -144,6 +147,7 @@ impl State {
             numbers: Numbers::open(dir.join("numbers.json"))?,
             published: Published::open(dir.join("published"))?,
             listed: Published::open(dir.join("listed"))?,
+            seeding: Seeding::open(dir.join("seeding.json"), dir.join("torrents"))?,
             journal,
             dir: dir.to_owned(),
             _lock: lock,
@@ -189,6 +193,11 @@ impl State {
     /// Returns the envelopes of what is listed, as received: a registry that forgets changes nothing.
     pub fn listed(&self) -> &Published {
         &self.listed
+    }
+
+    /// Returns what is to be seeded.
+    pub fn seeding(&self) -> &Seeding {
+        &self.seeding
     }
 
     /// Returns the directory of the publish journal.
