@@ -2,4 +2,5 @@
 
 pub mod control;
 pub mod gateway;
+pub mod seed;
 pub mod share;
