@@ -15,6 +15,7 @@ mod target;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Paths};
 use crate::fetch::{self, Fetcher};
+use crate::fuse::mounting;
 use crate::install::{Installer, Listing, PageCache, Updater};
 use crate::manifest::TrustPolicy;
 use crate::publish::Publisher;
@@ -94,9 +96,11 @@ impl Home {
         let store = Store::open(&store_path, options).map_err(|error| store_failure(&error))?;
         let index = Arc::new(Index::open(&store_path.join("index.redb")).map_err(Failure::failed)?);
         let policy = load_policy(&paths)?;
+        // Where the kernel ends a mount that is late with one answer, every answer comes well before.
+        let latest = mounting::request_timeout().map_or(Duration::MAX, |limit| limit * 7 / 10);
         let fetch_options = fetch::Options {
-            idle_deadline: config.fetch.deadline,
-            total_deadline: config.fetch.deadline.saturating_mul(4),
+            idle_deadline: config.fetch.deadline.min(latest),
+            total_deadline: config.fetch.deadline.saturating_mul(4).min(latest),
             ..fetch::Options::default()
         };
         let fetcher = Fetcher::new(

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -370,9 +371,32 @@ pub(super) fn set_read_ahead(mountpoint: &Path, kib: u32) {
     }
 }
 
+/// Returns after how long the kernel gives a request up, and the whole mount with it; none: never, as by default.
+///
+/// `fs.fuse.default_request_timeout` and `max_request_timeout`, Linux 6.14.
+pub fn request_timeout() -> Option<Duration> {
+    let read = |name| std::fs::read_to_string(format!("/proc/sys/fs/fuse/{name}")).ok();
+    ["default_request_timeout", "max_request_timeout"]
+        .into_iter()
+        .filter_map(|name| timeout_of(&read(name)?))
+        .min()
+}
+
+fn timeout_of(text: &str) -> Option<Duration> {
+    let seconds: u64 = text.trim().parse().ok()?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_request_timeout_is_zero_seconds() {
+        assert_eq!(timeout_of("0\n"), None);
+        assert_eq!(timeout_of("20\n"), Some(Duration::from_secs(20)));
+        assert_eq!(timeout_of(""), None);
+    }
 
     #[test]
     fn mountinfo_names_our_mounts_and_no_others() {
