@@ -164,6 +164,8 @@ impl Default for FetchSection {
 pub struct SourcesSection {
     /// URLs of IPFS gateways, other manifs daemons among them.
     pub gateways: Vec<String>,
+    /// URLs of plain web servers that hold trees.
+    pub http: Vec<String>,
     /// Directories with trees, or CAR files.
     pub local: Vec<PathBuf>,
 }
@@ -321,6 +323,9 @@ impl Config {
                 "[fetch] deadline: a read that may not wait never ends well; write, for instance, 30s",
             );
         }
+        for base in &self.sources.http {
+            mirror_url(base).or_else(|what| invalid(&format!("[sources] http: {base}: {what}")))?;
+        }
         for (host, word) in &self.net.auth {
             if !word.starts_with(BEARER_FILE) {
                 return invalid(&format!("[net.auth] {host}: expected bearer-file:PATH"));
@@ -328,6 +333,18 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Checks what paths are appended to.
+fn mirror_url(base: &str) -> Result<(), String> {
+    let url = url::Url::parse(base).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("expected http:// or https://".to_owned());
+    }
+    if url.query().or(url.fragment()).is_some() {
+        return Err("paths are appended to it, so it cannot have a query or a fragment".to_owned());
+    }
+    Ok(())
 }
 
 /// Returns the number of the line that holds byte `offset`.

@@ -66,6 +66,12 @@ fn mistakes_name_the_place_and_the_line() {
         ("[fetch]\ndeadline = \"0s\"\n", "deadline"),
         ("[gateway]\nlisten = \"nowhere\"\n", "line 2"),
         ("[gateway]\nshare = [\"A\"]\n", "pattern"),
+        ("[sources]\nhttp = [\"mirror.example\"]\n", "mirror.example"),
+        ("[sources]\nhttp = [\"ftp://mirror.example\"]\n", "http://"),
+        (
+            "[sources]\nhttp = [\"http://mirror.example/?tree=\"]\n",
+            "query",
+        ),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(

@@ -163,6 +163,7 @@ impl Home {
 
     /// Installs what the configuration wants installed at once.
     pub(super) fn after_update(self: &Arc<Self>) {
+        self.apply_hints();
         let install = self.config.load().mount.install;
         let mut wanted: Vec<Arc<Listed>> = Vec::new();
         for (_, versions, latest) in self.listing.all() {

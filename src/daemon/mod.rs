@@ -56,6 +56,8 @@ pub struct Home {
     updater: Arc<Updater>,
     publisher: Arc<Publisher>,
     followed: Mutex<Vec<Arc<Followed>>>,
+    /// What is asked for blocks.
+    network: Mutex<network::Network>,
     mounts: Mounts,
     serving: Serving,
     tasks: TaskTracker,
@@ -149,6 +151,7 @@ impl Home {
             updater,
             publisher,
             followed: Mutex::default(),
+            network: Mutex::default(),
             mounts: Mounts::default(),
             serving: Serving::default(),
             tasks,
@@ -161,6 +164,7 @@ impl Home {
         home.apply_install();
         home.connect()?;
         home.updater.restore().await.map_err(Failure::failed)?;
+        home.apply_hints();
         home.protect_pins();
         Ok(home)
     }
@@ -216,6 +220,7 @@ impl Home {
                 .await;
         }
         self.updater.restore().await.map_err(Failure::failed)?;
+        self.apply_hints();
         self.followed
             .lock()
             .iter()

@@ -13,12 +13,24 @@ use crate::durable;
 use crate::net::{self, AddressFilter, Allow};
 use crate::registry::{Directory, Http, HttpOptions, Registry};
 use crate::serve::control::{Failure, FailureKind, RegistryItem};
-use crate::source::BlockSource;
-use crate::source::gateway::Gateway;
-use crate::source::local::Local;
+use crate::source::{BlockSource, Gateway, Http as Mirror, Local};
 
 /// Where registries that were added by hand are written down.
 const REGISTRIES: &str = "registries.json";
+
+/// Mirrors out of release indexes that are asked, of all packages together: publishers share them.
+const HINTED_MIRRORS_MAX: usize = 64;
+
+/// The sources that the configuration names, and what is needed to add those that packages name.
+#[derive(Default)]
+pub(super) struct Network {
+    client: Option<net::Client>,
+    sources: Vec<Arc<dyn BlockSource>>,
+    /// Configured mirrors, which are asked for every package.
+    mirrors: BTreeSet<String>,
+    /// Mirrors that listed packages name, as far as they are asked; none before the first look.
+    hinted: Option<BTreeSet<String>>,
+}
 
 /// Returns whether a place is on a web server.
 pub(super) fn is_url(place: &str) -> bool {
@@ -112,7 +124,10 @@ impl Home {
         let urls: Vec<&String> = added.iter().filter(|place| is_url(place)).collect();
         let client = client(
             &config,
-            urls.iter().copied().chain(&config.sources.gateways),
+            urls.iter()
+                .copied()
+                .chain(&config.sources.gateways)
+                .chain(&config.sources.http),
         )?;
         let mut sources: Vec<Arc<dyn BlockSource>> = Vec::new();
         let mut seen = BTreeSet::new();
@@ -121,6 +136,13 @@ impl Home {
             let base = base.trim_end_matches('/');
             if seen.insert(base.to_owned()) {
                 sources.push(Arc::new(Gateway::new(base, client.clone())));
+            }
+        }
+        let mut mirrors = BTreeSet::new();
+        for base in &config.sources.http {
+            let base = base.trim_end_matches('/');
+            if mirrors.insert(base.to_owned()) {
+                sources.push(Arc::new(Mirror::new(base, client.clone())));
             }
         }
         for path in &config.sources.local {
@@ -133,9 +155,55 @@ impl Home {
                 }
             }
         }
-        self.fetcher.set_sources(sources);
+        {
+            let mut network = self.network.lock();
+            *network = Network {
+                client: Some(client.clone()),
+                sources,
+                mirrors,
+                hinted: None,
+            };
+        }
+        self.apply_hints();
         self.set_registries(&added, &client, &config);
         Ok(())
+    }
+
+    /// Adds the mirrors that listed packages name to the sources that the configuration names, if they changed.
+    pub(super) fn apply_hints(&self) {
+        let listed = self.listing.all();
+        let versions = listed.iter().flat_map(|(_, versions, _)| versions);
+        let mut network = self.network.lock();
+        let mut hinted = BTreeSet::new();
+        for version in versions {
+            let hints = version.hints();
+            let bases = hints.http.iter().map(|base| base.trim_end_matches('/'));
+            hinted.extend(
+                bases
+                    .filter(|base| !network.mirrors.contains(*base))
+                    .map(str::to_owned),
+            );
+        }
+        if hinted.len() > HINTED_MIRRORS_MAX {
+            let left_out = hinted.len() - HINTED_MIRRORS_MAX;
+            if network.hinted.is_none() {
+                tracing::warn!(left_out, "packages name more mirrors than are asked");
+            }
+            hinted = hinted.into_iter().take(HINTED_MIRRORS_MAX).collect();
+        }
+        let Some(client) = network
+            .client
+            .clone()
+            .filter(|_| network.hinted.as_ref() != Some(&hinted))
+        else {
+            return;
+        };
+        let mut sources = network.sources.clone();
+        for base in &hinted {
+            sources.push(Arc::new(Mirror::hinted(base, client.clone())));
+        }
+        network.hinted = Some(hinted);
+        self.fetcher.set_sources(sources);
     }
 
     fn set_registries(self: &Arc<Self>, added: &[String], client: &net::Client, config: &Config) {

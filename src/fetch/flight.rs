@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::failure::{Answer, Answers, FetchError};
-use super::ranked::{Desk, Outcome, Ranked, Readiness, Slot};
+use super::ranked::{Condemned, Desk, Outcome, Ranked, Readiness, Slot};
 use super::{Inner, Priority};
 use crate::block::{Block, WrongBytes};
 use crate::source::{SourceError, Spill, Want};
@@ -343,6 +343,9 @@ impl Pilot<'_> {
         let mut best: Option<(Duration, bool, &Arc<Ranked>)> = None;
         let mut later: Option<Instant> = None;
         for ranked in sources.iter() {
+            if !ranked.source.serves(&self.flight.want) {
+                continue;
+            }
             let tried = self
                 .tried
                 .iter()
@@ -356,7 +359,8 @@ impl Pilot<'_> {
                 None => now,
             };
             let probe = proven > usize::from(ranked.desk.proven());
-            match ranked.desk.readiness(len, probe, now) {
+            let tree = ranked.tree(&self.flight.want);
+            match ranked.desk.readiness(len, tree, probe, now) {
                 Readiness::Ready(cost) if again <= now => {
                     if best.is_none_or(|(least, ..)| cost < least) {
                         best = Some((cost, probe, ranked));
@@ -435,7 +439,7 @@ impl Pilot<'_> {
         let want = self.flight.want.clone();
         let spill = self.spill.clone();
         tracing::trace!(digest = %want.block.digest, source = ranked.source.name(), hedge, "asking");
-        slot.asking(want.block.len());
+        slot.asking(want.block.len(), ranked.tree(&want).cloned());
         async move {
             let result = ask(&ranked, &want, &spill).await;
             let outcome = match &result {
@@ -512,7 +516,8 @@ impl Pilot<'_> {
                 .any(|t| t.running && Arc::ptr_eq(&t.desk, &ranked.desk));
             if running {
                 self.answer(&ranked, "no answer in time".to_owned());
-            } else if self.unheard(ranked.source.name()) {
+            } else if self.unheard(ranked.source.name()) && ranked.source.serves(&self.flight.want)
+            {
                 self.answer(&ranked, "not asked, it is too busy".to_owned());
             }
         }
@@ -587,7 +592,12 @@ fn verify(ranked: &Ranked, want: &Want, bytes: Bytes) -> Result<Block, Outcome> 
     match Block::verify(digest, want.block.len(), bytes) {
         Ok(block) => Ok(block),
         Err(wrong) => {
-            let by_digest = ranked.source.kind().answers_by_digest();
+            let kind = ranked.source.kind();
+            let condemned = match () {
+                () if kind.answers_by_digest() => Condemned::Source,
+                () if kind.answers_by_path() => Condemned::Tree,
+                () => Condemned::Nothing,
+            };
             let said = match &wrong {
                 WrongBytes::Length { want, got, .. } if (*got as u64) < u64::from(*want) => {
                     format!("{got} bytes where {want} are right")
@@ -598,10 +608,7 @@ fn verify(ranked: &Ranked, want: &Want, bytes: Bytes) -> Result<Block, Outcome> 
                 WrongBytes::Digest { .. } => "other bytes than asked for".to_owned(),
             };
             tracing::warn!(%digest, source = ranked.source.name(), %said, "wrong answer");
-            Err(Outcome::Lied {
-                said,
-                condemned: by_digest,
-            })
+            Err(Outcome::Lied { said, condemned })
         }
     }
 }

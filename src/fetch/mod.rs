@@ -19,6 +19,8 @@ mod writer;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod spread;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -269,6 +271,14 @@ impl Fetcher {
             memory_bytes: inner.memory.bytes(),
             prefetching_bytes: inner.prefetching.load(Ordering::Relaxed),
         }
+    }
+
+    /// Returns what is known of those that could be asked for a block.
+    pub fn report_for(&self, want: &Want) -> Vec<SourceReport> {
+        let now = Instant::now();
+        let sources = self.inner.sources.load();
+        let asked = sources.iter().filter(|ranked| ranked.source.serves(want));
+        asked.map(|ranked| ranked.report(now)).collect()
     }
 
     /// Ends all flights; their waiters get [`FetchError::Closed`]. Returns when the last one has ended and everything

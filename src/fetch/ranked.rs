@@ -5,7 +5,7 @@
 //! warming, and the lower classes always leave some places free, so that a reader finds one. The limit is of this source
 //! only: wants that hang at a dead one take nothing from the others.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Priority;
 use super::report::SourceReport;
 use super::times::{Times, UNKNOWN};
-use crate::source::BlockSource;
+use crate::source::{BlockSource, Want};
 
 /// Places that a source can grow to.
 const LIMIT_MAX: usize = 64;
@@ -27,6 +27,9 @@ const LIMIT_UNPROVEN: usize = 4;
 /// The first ban of a liar; each further one is ten times as long, up to [`BAN_MAX`]. A flipped bit costs seconds.
 const BAN: Duration = Duration::from_secs(2);
 const BAN_MAX: Duration = Duration::from_secs(3600);
+
+/// Trees that a source may have given wrong bytes of, remembered apart.
+const TREES_MAX: usize = 256;
 
 /// The rest after failures in a row: from the second one, doubling, up to [`REST_MAX`].
 const REST: Duration = Duration::from_millis(200);
@@ -83,6 +86,8 @@ struct State {
     counted: Option<Instant>,
     resting: Option<Rest>,
     strikes: u32,
+    /// Trees that this source, asked by path, gave wrong bytes of.
+    trees: HashMap<Arc<str>, Wrong>,
     blocks: u64,
     bytes: u64,
     missing: u64,
@@ -90,6 +95,15 @@ struct State {
     beaten: u64,
     lies: u64,
     last_error: Option<String>,
+}
+
+/// A tree that is not what its signature says, at one source.
+#[derive(Clone, Copy, Debug)]
+struct Wrong {
+    until: Instant,
+    strikes: u32,
+    /// Wrong answers to what was asked before this count once.
+    counted: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -114,7 +128,18 @@ pub(super) enum Outcome {
     Failed { said: String },
     Overloaded { said: String, wait: Duration },
     Refused { said: String },
-    Lied { said: String, condemned: bool },
+    Lied { said: String, condemned: Condemned },
+}
+
+/// What a wrong answer condemns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condemned {
+    /// The source as a whole.
+    Source,
+    /// The tree that was asked for.
+    Tree,
+    /// Nothing that is known here: the source sees to it.
+    Nothing,
 }
 
 impl Ranked {
@@ -129,6 +154,12 @@ impl Ranked {
         };
         desk.pardon();
         Ranked { source, desk }
+    }
+
+    /// Returns the tree that it is asked by, if it is one that is asked by path.
+    pub(super) fn tree<'a>(&self, want: &'a Want) -> Option<&'a Arc<str>> {
+        let place = want.place.as_ref()?;
+        self.source.kind().answers_by_path().then_some(&place.tree)
     }
 
     pub(super) fn report(&self, now: Instant) -> SourceReport {
@@ -173,6 +204,7 @@ impl Desk {
                 counted: None,
                 resting: None,
                 strikes: 0,
+                trees: HashMap::new(),
                 blocks: 0,
                 bytes: 0,
                 missing: 0,
@@ -184,9 +216,10 @@ impl Desk {
         }
     }
 
-    /// Forgets a refusal: the configuration may have changed.
+    /// Forgets a refusal: the configuration may have changed, and so may what lies there.
     fn pardon(&self) {
         let mut state = self.state.lock();
+        state.trees.clear();
         if matches!(
             &state.resting,
             Some(Rest {
@@ -208,8 +241,15 @@ impl Desk {
         (state.times.late(len), state.proven)
     }
 
-    /// Judges whether it can be asked for `len` bytes. `probe`: others are proven, so an unproven one gets one want.
-    pub(super) fn readiness(&self, len: u32, probe: bool, now: Instant) -> Readiness {
+    /// Judges whether it can be asked for `len` bytes of `tree`. `probe`: others are proven, so an unproven one gets one
+    /// want.
+    pub(super) fn readiness(
+        &self,
+        len: u32,
+        tree: Option<&Arc<str>>,
+        probe: bool,
+        now: Instant,
+    ) -> Readiness {
         let mut state = self.state.lock();
         if let Some(rest) = &state.resting {
             if now < rest.until {
@@ -222,6 +262,14 @@ impl Desk {
                 };
             }
             state.resting = None;
+        }
+        if let Some(wrong) = tree.and_then(|tree| state.trees.get(tree))
+            && now < wrong.until
+        {
+            return Readiness::Resting {
+                until: wrong.until,
+                lied: true,
+            };
         }
         let mut time = match state.times.mean(len) {
             Some(mean) => mean,
@@ -288,7 +336,7 @@ impl Desk {
         let mut state = self.state.lock();
         state.working.retain(|(id, _)| *id != slot.id);
         if slot.asked {
-            state.record(slot.began, len, outcome, now);
+            state.record(slot, len, outcome, now);
         }
         let returned = state.dispatch(self, now);
         drop(state);
@@ -356,12 +404,14 @@ impl State {
             id,
             began: now,
             len: 0,
+            tree: None,
             asked: false,
             closed: false,
         }
     }
 
-    fn record(&mut self, began: Instant, len: u32, outcome: Option<Outcome>, now: Instant) {
+    fn record(&mut self, slot: &Slot, len: u32, outcome: Option<Outcome>, now: Instant) {
+        let began = slot.began;
         self.asked = true;
         let took = now - began;
         let first = self.counted.is_none_or(|counted| began >= counted);
@@ -379,6 +429,9 @@ impl State {
                 self.hit += (1.0 - self.hit) * HIT_WEIGHT;
                 self.proven = true;
                 self.failures_in_row = 0;
+                if let Some(tree) = &slot.tree {
+                    self.trees.remove(tree);
+                }
                 self.grow(len);
                 return;
             }
@@ -422,7 +475,14 @@ impl State {
                 self.lies += 1;
                 self.hit -= self.hit * HIT_WEIGHT;
                 self.last_error = Some(said);
-                if !condemned || !first {
+                if condemned == Condemned::Tree
+                    && let Some(tree) = &slot.tree
+                {
+                    self.strike_tree(tree, began, now);
+                    // It may well have other trees: let it show that, too.
+                    self.asked = false;
+                }
+                if condemned != Condemned::Source || !first {
                     return;
                 }
                 self.proven = false;
@@ -432,6 +492,27 @@ impl State {
             }
         }
         self.counted = Some(now);
+    }
+
+    /// Leaves a tree alone for a while; a right answer out of it pardons it.
+    fn strike_tree(&mut self, tree: &Arc<str>, began: Instant, now: Instant) {
+        let before = self.trees.get(tree).copied();
+        if before.is_some_and(|wrong| began < wrong.counted) {
+            return;
+        }
+        let strikes = before.map_or(0, |wrong| wrong.strikes);
+        if before.is_none() && self.trees.len() >= TREES_MAX {
+            let soonest = self.trees.iter().min_by_key(|(_, wrong)| wrong.until);
+            let soonest = soonest.map(|(tree, _)| Arc::clone(tree));
+            soonest.map(|tree| self.trees.remove(&tree));
+        }
+        let ban = BAN * 10_u32.saturating_pow(strikes.min(8));
+        let wrong = Wrong {
+            until: now + ban.min(BAN_MAX),
+            strikes: strikes.saturating_add(1),
+            counted: now,
+        };
+        self.trees.insert(Arc::clone(tree), wrong);
     }
 
     /// Rests until a moment, unless it rests longer already.
@@ -461,6 +542,8 @@ pub(super) struct Slot {
     id: u64,
     began: Instant,
     len: u32,
+    /// The tree that is asked for, where the source knows trees.
+    tree: Option<Arc<str>>,
     asked: bool,
     closed: bool,
 }
@@ -470,10 +553,11 @@ impl Slot {
         &self.desk
     }
 
-    /// Says that the source is being asked for `len` bytes from now on.
-    pub(super) fn asking(&mut self, len: u32) {
+    /// Says that the source is being asked for `len` bytes, of a tree perhaps, from now on.
+    pub(super) fn asking(&mut self, len: u32, tree: Option<Arc<str>>) {
         self.asked = true;
         self.len = len;
+        self.tree = tree;
         self.began = Instant::now();
     }
 

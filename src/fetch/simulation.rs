@@ -15,7 +15,7 @@ use super::*;
 use crate::block::{BlockRef, FileRef};
 use crate::source::{SourceError, SourceKind, Spill};
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 
 /// Block number `seed`, and its bytes.
 fn block(seed: u64, len: usize) -> (Want, Bytes) {
@@ -161,8 +161,8 @@ impl BlockSource for FaultySource {
 }
 
 #[derive(Default)]
-struct MemoryShelf {
-    blocks: Mutex<HashMap<Digest, Block>>,
+pub(super) struct MemoryShelf {
+    pub(super) blocks: Mutex<HashMap<Digest, Block>>,
     refuses: bool,
 }
 

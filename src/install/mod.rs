@@ -19,5 +19,5 @@ pub use listed::{Hints, Listed};
 pub use listing::{Change, Listing, Refusal};
 pub use names::{Child, Directory, DirectoryId, LATEST, Names, ROOT};
 pub use pages::PageCache;
-pub use tree::{StoredCatalog, Tree, catalog_file, torrent_layout, want_of};
+pub use tree::{StoredCatalog, Tree, catalog_file, catalog_want, torrent_layout, want_of};
 pub use update::{UpdateError, Updater};

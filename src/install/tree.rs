@@ -123,11 +123,12 @@ impl ReadAt for StoredCatalog {
 }
 
 /// Returns what to ask for to get a block of a catalog.
-pub(super) fn catalog_want(version: &Listed, block: BlockRef) -> Want {
+pub fn catalog_want(version: &Listed, block: BlockRef) -> Want {
     let place = TreePlace {
         tree: version.package().tree_name().into(),
         path: CATALOG_PATH.into(),
         offset: block.index * BLOCK_BYTES,
+        mirrors: Arc::clone(&version.hints().http),
     };
     // The catalog lies at the beginning, whatever follows it.
     let torrent = version.torrent(None).map(|torrent| TorrentPlace {
@@ -155,6 +156,7 @@ pub fn want_of(
         tree: version.package().tree_name().into(),
         path: tree.path(row)?.into(),
         offset: block.index * BLOCK_BYTES,
+        mirrors: Arc::clone(&version.hints().http),
     };
     Ok(Want {
         block,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE,
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE,
 };
 use reqwest::{Response, StatusCode, Url};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -84,8 +84,10 @@ pub struct Get<'a> {
     pub redirects: u8,
     /// The `If-None-Match` header.
     pub if_none_match: Option<&'a str>,
-    /// The `Range` header: first byte and one past the last.
+    /// The `Range` header: first byte and one past the last. A 206 with another range has no body here.
     pub range: Option<(u64, u64)>,
+    /// Bytes of the body at most when a range was asked for and the whole comes instead, with status 200.
+    pub whole_limit: u64,
 }
 
 impl Get<'_> {
@@ -99,7 +101,57 @@ impl Get<'_> {
             redirects: 0,
             if_none_match: None,
             range: None,
+            whole_limit: limit,
         }
+    }
+
+    /// Returns how many bytes of a body are read.
+    fn limit(&self, status: StatusCode, headers: &HeaderMap) -> u64 {
+        match self.range {
+            _ if !status.is_success() => ERROR_BODY_BYTES_MAX.min(self.limit),
+            Some(_) if status == StatusCode::OK => self.whole_limit,
+            Some((from, until)) if status == StatusCode::PARTIAL_CONTENT => {
+                let came = ContentRange::of(headers);
+                let right = came.is_some_and(|came| came.from == from && came.until == until);
+                if right { self.limit } else { 0 }
+            }
+            _ => self.limit,
+        }
+    }
+}
+
+/// Which bytes of a file a 206 says it holds: `Content-Range` of RFC 9110, 14.4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentRange {
+    /// The first byte.
+    pub from: u64,
+    /// One past the last.
+    pub until: u64,
+    /// Bytes of the whole file, if it says.
+    pub whole: Option<u64>,
+}
+
+impl ContentRange {
+    /// Reads it from the headers of an answer; none where it is missing, or no range of bytes.
+    pub fn of(headers: &HeaderMap) -> Option<ContentRange> {
+        let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+        let (range, whole) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
+        let (from, last) = range.split_once('-')?;
+        let number = |text: &str| {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse::<u64>().ok().filter(|_| digits)
+        };
+        let (from, last) = (number(from)?, number(last)?);
+        let whole = match whole {
+            "*" => None,
+            count => Some(number(count)?),
+        };
+        let until = last.checked_add(1)?;
+        (from < until && whole.is_none_or(|whole| until <= whole)).then_some(ContentRange {
+            from,
+            until,
+            whole,
+        })
     }
 }
 
@@ -261,16 +313,12 @@ impl Client {
     ) -> Result<Answer, NetError> {
         let status = response.status();
         let success = status.is_success();
-        let limit = if success {
-            get.limit
-        } else {
-            ERROR_BODY_BYTES_MAX.min(get.limit)
-        };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let bytes_max = get.limit(status, response.headers());
+        let limit = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let announced = response.content_length();
         let expected = announced.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         let slow = Duration::from_secs(
-            announced.unwrap_or(get.limit).min(get.limit) / SLOW_BYTES_PER_SECOND,
+            announced.unwrap_or(bytes_max).min(bytes_max) / SLOW_BYTES_PER_SECOND,
         );
         let end = Instant::now() + SLOW_GRACE + slow;
         let headers = std::mem::take(response.headers_mut());
@@ -490,6 +538,33 @@ mod tests {
             assert!(sent(url).is_none(), "{url}");
         }
         assert!(!format!("{client:?}").contains("word"));
+    }
+
+    #[test]
+    fn a_content_range_is_read_as_the_rfc_has_it_or_not_at_all() {
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_RANGE, text.parse().unwrap());
+            ContentRange::of(&headers)
+        };
+        let range = |from, until, whole| Some(ContentRange { from, until, whole });
+        assert_eq!(read("bytes 0-0/1"), range(0, 1, Some(1)));
+        assert_eq!(read("bytes 5-9/*"), range(5, 10, None));
+        for wrong in [
+            "",
+            "bytes",
+            "bytes */10",
+            "bytes 5-4/10",
+            "bytes 5-10/10",
+            "bytes +5-9/10",
+            "bytes 5-18446744073709551615/*",
+            "bytes -5/10",
+            "items 0-0/1",
+            "bytes 0-0",
+        ] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        assert_eq!(ContentRange::of(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -9,6 +9,6 @@ mod filter;
 mod rate;
 pub mod tracker;
 
-pub use client::{Answer, Client, Get, NetError, Options, Secret};
+pub use client::{Answer, Client, ContentRange, Get, NetError, Options, Secret};
 pub use filter::{AddressFilter, Allow, AllowSyntax, FilterError, Route, inward};
 pub use rate::Rate;

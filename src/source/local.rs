@@ -92,6 +92,13 @@ impl BlockSource for Local {
         PARALLEL
     }
 
+    fn serves(&self, want: &Want) -> bool {
+        match &*self.place {
+            Place::Directory(_) => want.place.is_some(),
+            Place::Car { .. } => true,
+        }
+    }
+
     async fn fetch(&self, want: &Want, spill: &Spill) -> Result<Bytes, SourceError> {
         let place = Arc::clone(&self.place);
         let want = want.clone();
@@ -247,6 +254,7 @@ mod tests {
                 tree: "demo-1.0.0".into(),
                 path: path.as_bytes().into(),
                 offset,
+                mirrors: Arc::default(),
             }),
             torrent: None,
         }

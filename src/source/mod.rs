@@ -5,7 +5,9 @@
 //! never judge an answer: lying is found, and punished, by `fetch`.
 
 pub mod gateway;
+pub mod http;
 pub mod local;
+mod retry;
 mod spill;
 
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::time::Duration;
 use crate::block::BlockRef;
 
 pub use gateway::Gateway;
+pub use http::Http;
 pub use local::Local;
 pub use spill::{Offer, Spill};
 
@@ -29,6 +32,8 @@ pub struct TreePlace {
     pub path: Arc<[u8]>,
     /// Where in the file the block begins, in bytes.
     pub offset: u64,
+    /// Mirrors that the package's release index names, signed; they are asked for this package only.
+    pub mirrors: Arc<[String]>,
 }
 
 /// A torrent that holds a version's tree, as its signed manifest and release index name it.
@@ -104,10 +109,17 @@ impl SourceKind {
 
     /// Returns whether one wrong answer condemns the source as a whole.
     ///
-    /// A gateway answers by digest, so wrong bytes are a fault of it. A mirror or a local directory answers by path and
-    /// may only be of another age; in a swarm it is one peer that lied, and the source deals with that peer.
+    /// A gateway answers by digest, so wrong bytes are a fault of it. In a swarm it is one peer that lied, and the source
+    /// deals with that peer.
     pub fn answers_by_digest(self) -> bool {
         matches!(self, SourceKind::Gateway | SourceKind::Kubo)
+    }
+
+    /// Returns whether one wrong answer condemns the tree it was asked for, at this source, for a while.
+    ///
+    /// A mirror or a local directory answers by path, and may only have a tree of another age, or a damaged one.
+    pub fn answers_by_path(self) -> bool {
+        matches!(self, SourceKind::Http | SourceKind::Local)
     }
 }
 
@@ -172,6 +184,11 @@ pub trait BlockSource: Send + Sync + 'static {
     /// Returns how many wants it may be given at once, at first; `fetch` moves the limit as answers come.
     fn parallel(&self) -> usize {
         16
+    }
+
+    /// Returns whether it makes sense to ask it for `want`; who is not asked has not failed.
+    fn serves(&self, _want: &Want) -> bool {
+        true
     }
 
     /// Asks for the bytes of `want`. Cancel-safe: dropping the future ends the work.

@@ -1,4 +1,4 @@
-//! A gateway on loopback that misbehaves in one chosen way, and counts what it is asked.
+//! A gateway or mirror on loopback that misbehaves in one chosen way, and counts what it is asked.
 //!
 //! It speaks HTTP/1.1 by hand, since no HTTP library would send what it has to send. It runs on a thread of its own, so
 //! that tests without a runtime can use it too, and ends when it is dropped.
@@ -20,8 +20,20 @@ use tokio::sync::oneshot;
 /// How the server answers.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Manner {
-    /// With the block, or 404.
+    /// With the block, or 404. Ranges are ignored; every other manner knows them.
     Honest,
+    /// With the range that was asked for.
+    Ranges,
+    /// With a range one byte further, and says so.
+    OtherRange,
+    /// With the range that was asked for, and says that the file is longer.
+    OtherAge,
+    /// With the beginning of the file, as if it were the range.
+    LyingRange,
+    /// With the range and no word which one it is.
+    NoContentRange,
+    /// With the range as one of several parts.
+    Multipart,
     /// With the block, after a while.
     Slow(Duration),
     /// With as many bytes, all wrong.
@@ -126,6 +138,15 @@ impl Hostile {
         self.shared.blocks.lock().unwrap().insert(cid, block);
     }
 
+    /// Adds a file by its path, which begins with a slash.
+    pub(crate) fn add_file(&self, path: &str, bytes: Bytes) {
+        self.shared
+            .blocks
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), bytes);
+    }
+
     /// Behaves differently from the next request on.
     pub(crate) fn behave(&self, manner: Manner) {
         *self.shared.manner.lock().unwrap() = manner;
@@ -187,17 +208,28 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             }
         }
         shared.counts.requests.fetch_add(1, Ordering::Relaxed);
-        let path = String::from_utf8_lossy(&head);
-        let path = path.split(' ').nth(1).unwrap_or("").to_owned();
+        let text = String::from_utf8_lossy(&head).into_owned();
+        let path = text.split(' ').nth(1).unwrap_or("").to_owned();
+        let range = range_of(&text);
         let cid = path.trim_start_matches("/ipfs/");
         let cid = cid.split('?').next().unwrap_or("").to_owned();
         *shared.asked.lock().unwrap().entry(cid.clone()).or_default() += 1;
         let block = shared.blocks.lock().unwrap().get(&cid).cloned();
         let manner = shared.manner.lock().unwrap().clone();
-        if !answer(&mut stream, shared, manner, block).await? {
+        if !answer(&mut stream, shared, manner, block, range).await? {
             return Ok(());
         }
     }
+}
+
+/// Returns the first byte and one past the last that a request asks for.
+fn range_of(head: &str) -> Option<(usize, usize)> {
+    let lines = head.lines().map(str::to_ascii_lowercase);
+    let range = lines
+        .filter_map(|line| Some(line.strip_prefix("range: bytes=")?.to_owned()))
+        .next()?;
+    let (from, last) = range.trim().split_once('-')?;
+    Some((from.parse().ok()?, last.parse::<usize>().ok()? + 1))
 }
 
 /// Answers one request; returns whether the connection lives on.
@@ -206,43 +238,85 @@ async fn answer(
     shared: &Shared,
     manner: Manner,
     block: Option<Bytes>,
+    range: Option<(usize, usize)>,
 ) -> std::io::Result<bool> {
     let known = block.is_some();
     let block = block.unwrap_or_else(|| Bytes::from_static(b"it has never heard of this block"));
+    let whole = block.clone();
+    let range = range.filter(|_| manner != Manner::Honest);
+    let (status, part, block) = match range {
+        Some((from, until)) if from < block.len() => {
+            let until = until.min(block.len());
+            let head =
+                |from, until, len| format!("Content-Range: bytes {from}-{}/{len}\r\n", until - 1);
+            let head = match manner {
+                Manner::OtherRange => head(from + 1, until + 1, block.len() + 1),
+                Manner::OtherAge => head(from, until, block.len() + 1),
+                Manner::NoContentRange | Manner::Multipart => String::new(),
+                _ => head(from, until, block.len()),
+            };
+            (206, head, block.slice(from..until))
+        }
+        _ => (200, String::new(), block),
+    };
     let len = block.len();
     let mut send = Sender { stream, shared };
     match manner {
-        Manner::Honest if !known => send.whole(404, "", b"no such block\n").await?,
-        Manner::Honest => send.whole(200, "", &block).await?,
+        Manner::Honest | Manner::Ranges if !known => {
+            send.whole(404, "", b"no such block\n").await?;
+        }
+        Manner::LyingRange => send.whole(status, &part, &whole[..len]).await?,
+        Manner::Multipart => {
+            let kind = "Content-Type: multipart/byteranges; boundary=X\r\n";
+            let head = format!(
+                "--X\r\nContent-Range: bytes 0-{}/{}\r\n\r\n",
+                len - 1,
+                whole.len()
+            );
+            let body = [head.as_bytes(), &block, b"\r\n--X--\r\n"].concat();
+            send.whole(status, kind, &body).await?;
+        }
+        Manner::Honest
+        | Manner::Ranges
+        | Manner::OtherRange
+        | Manner::OtherAge
+        | Manner::NoContentRange => send.whole(status, &part, &block).await?,
         Manner::Slow(wait) => {
             tokio::time::sleep(wait).await;
-            send.whole(200, "", &block).await?;
+            send.whole(status, &part, &block).await?;
         }
-        Manner::Wrong => send.whole(200, "", &vec![0x5a; len]).await?,
-        Manner::Short => send.whole(200, "", &block[..len - 1]).await?,
-        Manner::Long => send.whole(200, "", &[&block[..], b"x"].concat()).await?,
+        Manner::Wrong => send.whole(status, &part, &vec![0x5a; len]).await?,
+        Manner::Short => send.whole(status, &part, &block[..len - 1]).await?,
+        Manner::Long => {
+            send.whole(status, &part, &[&block[..], b"x"].concat())
+                .await?
+        }
         Manner::Cut => {
-            send.head(200, &format!("Content-Length: {len}\r\n"))
+            send.head(status, &format!("{part}Content-Length: {len}\r\n"))
                 .await?;
             send.body(&block[..len / 2]).await?;
             return Ok(false);
         }
         Manner::Endless => {
-            send.head(200, "Transfer-Encoding: chunked\r\n").await?;
+            send.head(status, &format!("{part}Transfer-Encoding: chunked\r\n"))
+                .await?;
             loop {
                 send.body(&[b"4000\r\n", &[7; 0x4000][..], b"\r\n"].concat())
                     .await?;
             }
         }
         Manner::Huge => {
-            send.head(200, "Content-Length: 1152921504606846976\r\n")
-                .await?;
+            send.head(
+                status,
+                &format!("{part}Content-Length: 1152921504606846976\r\n"),
+            )
+            .await?;
             loop {
                 send.body(&[7; 0x4000]).await?;
             }
         }
         Manner::Drip(period) => {
-            send.head(200, &format!("Content-Length: {len}\r\n"))
+            send.head(status, &format!("{part}Content-Length: {len}\r\n"))
                 .await?;
             for byte in &block[..] {
                 send.body(&[*byte]).await?;

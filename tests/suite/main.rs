@@ -20,6 +20,7 @@ mod fetch_speed;
 mod fuzz_corpus;
 mod gateway_server;
 mod gateway_source;
+mod http_source;
 mod keys;
 mod publish;
 mod publish_trees;
