@@ -17,12 +17,17 @@ impl WholeFile {
         self.0.update(bytes);
     }
 
+    /// Returns the digest of all bytes.
+    pub fn digest(self) -> Digest {
+        Digest::from_bytes(self.0.finalize().into())
+    }
+
     /// Compares all bytes with the digest of the file in `row`.
     ///
     /// # Errors
     /// [`Rule::WholeDigest`] when it is another one; [`CatalogError::WrongKind`] when the row is no file.
     pub fn check<R: ReadAt>(self, catalog: &Catalog<R>, row: &Row) -> Result<(), CatalogError> {
-        if catalog.whole(row)? == Digest::from_bytes(self.0.finalize().into()) {
+        if catalog.whole(row)? == self.digest() {
             Ok(())
         } else {
             Err(CatalogError::Row {

@@ -59,6 +59,20 @@ impl Warm {
                 targets: targets(&self.targets.targets),
             },
         )?;
+        let shares = done.sources.iter().map(|served| {
+            let usual = served
+                .usual_ms
+                .map(|ms| format!(", usually {ms} ms a block"));
+            format!(
+                "{} in {} blocks from {} ({}){}",
+                output::bytes(served.bytes),
+                served.blocks,
+                served.name,
+                served.kind,
+                usual.unwrap_or_default()
+            )
+        });
+        let shares: Vec<String> = shares.collect();
         say(
             context,
             json,
@@ -69,7 +83,11 @@ impl Warm {
                 output::bytes(done.bytes),
                 output::bytes(done.moved)
             ),
-        )
+        )?;
+        if !json {
+            shares.iter().for_each(|share| context.output.say(share));
+        }
+        Ok(())
     }
 }
 

@@ -17,10 +17,12 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::mirror::Mirror;
 use super::output::{self, Shown};
+use super::session::Session;
 use super::{Context, Error, target};
 use crate::serve::control::{
-    Done, EntryItem, Event, Failure, FailureKind, Progress, Reply, Request,
+    Done, EntryItem, Event, Failure, FailureKind, Inspection, Progress, Reply, Request,
 };
 
 /// Copies a version, or a part of it, into a new directory.
@@ -29,8 +31,11 @@ pub(super) struct Fetch {
     /// PACKAGE, PACKAGE@VERSION, either with /PATH, or a path below a mount.
     target: String,
     /// The directory to make.
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "mirror")]
+    output: Option<PathBuf>,
+    /// Puts the version into a mirror instead: DIR/<name>-<version>, with its catalog, for a web server.
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    mirror: Option<PathBuf>,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -38,31 +43,21 @@ pub(super) struct Fetch {
 
 impl Fetch {
     pub(super) fn run(self, context: &Context) -> Result<(), Error> {
-        let output = std::path::absolute(&self.output)?;
+        if let Some(directory) = &self.mirror {
+            return self.mirror(context, directory);
+        }
+        let output = std::path::absolute(self.output.unwrap_or_default())?;
         if output.symlink_metadata().is_ok() {
             let failure = Failure::failed(format!("{} exists", output.display()));
             return Err(failure
                 .hint("name a directory that does not exist yet")
                 .into());
         }
-        let mut copy = Copy::begin(&output, context.output.progress())?;
         let request = Request::Fetch {
             target: target(&self.target),
         };
-        let asked = context
-            .session()?
-            .ask(&request, &[], &mut |reply| match copy.take(reply) {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    copy.problem.get_or_insert(error);
-                    Err(io::ErrorKind::Other.into())
-                }
-            });
-        if let Some(problem) = copy.problem.take() {
-            return Err(problem);
-        }
-        let done: Done = serde_json::from_value(asked?).map_err(Failure::failed)?;
-        copy.finish(&output)?;
+        let copy = Copy::begin(&output, context.output.progress())?;
+        let done = copy.write(&mut context.session()?, &request, &output)?;
         if self.json {
             return Ok(output::json(&json!({
                 "directory": output.display().to_string(),
@@ -80,8 +75,34 @@ impl Fetch {
     }
 }
 
+impl Fetch {
+    fn mirror(&self, context: &Context, directory: &Path) -> Result<(), Error> {
+        let target = target(&self.target);
+        let mut session = context.session()?;
+        let inspection: Inspection = session.get(&Request::Inspect {
+            target: target.clone(),
+        })?;
+        let mirror = Mirror {
+            directory,
+            tree: &inspection.tree,
+            catalog: &inspection.catalog,
+        };
+        let written = mirror.write(context, &mut session, &Request::Mirror { target })?;
+        if self.json {
+            return Ok(output::json(&json!({
+                "directory": written.place.display().to_string(),
+                "unchanged": written.done.is_none(),
+                "files": written.done.as_ref().map(|done| done.files),
+                "bytes": written.done.as_ref().map(|done| done.bytes),
+            }))?);
+        }
+        context.output.say(&written.sentence());
+        Ok(())
+    }
+}
+
 /// A copy under way, in a temporary directory beside its place.
-struct Copy {
+pub(super) struct Copy {
     temporary: TempDir,
     root: OwnedFd,
     /// The directory that was last written in: neighbours come together.
@@ -92,6 +113,8 @@ struct Copy {
     shown: Shown,
     done: u64,
     total: u64,
+    /// Whether it has to be on the disk before it gets its name.
+    pub(super) durable: bool,
     /// What went wrong here, not there.
     problem: Option<Error>,
 }
@@ -106,7 +129,7 @@ struct Writing {
 }
 
 impl Copy {
-    fn begin(output: &Path, shown: Shown) -> Result<Copy, Error> {
+    pub(super) fn begin(output: &Path, shown: Shown) -> Result<Copy, Error> {
         let beside = output.parent().unwrap_or(Path::new("/"));
         let temporary = tempfile::Builder::new()
             .prefix(".manifs-fetch-")
@@ -124,8 +147,31 @@ impl Copy {
             shown,
             done: 0,
             total: 0,
+            durable: false,
             problem: None,
         })
+    }
+
+    /// Writes what answers `request`, and gives it its name.
+    pub(super) fn write(
+        mut self,
+        session: &mut Session,
+        request: &Request,
+        output: &Path,
+    ) -> Result<Done, Error> {
+        let asked = session.ask(request, &[], &mut |reply| match self.take(reply) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.problem.get_or_insert(error);
+                Err(io::ErrorKind::Other.into())
+            }
+        });
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
+        let done = serde_json::from_value(asked?).map_err(Failure::failed)?;
+        self.finish(output)?;
+        Ok(done)
     }
 
     fn take(&mut self, reply: Reply) -> Result<(), Error> {
@@ -249,6 +295,9 @@ impl Copy {
                 File::from(opened.map_err(|error| at(entry, error))?)
             };
             dress(&directory, entry).map_err(|error| at(entry, error))?;
+        }
+        if self.durable {
+            rustix::fs::syncfs(&self.root).map_err(io::Error::from)?;
         }
         let from = self.temporary.path();
         rustix::fs::renameat_with(CWD, from, CWD, output, RenameFlags::NOREPLACE).map_err(

@@ -79,22 +79,7 @@ fn show_status(status: &Status) -> std::io::Result<()> {
         status.fetched_blocks
     ))?;
     for source in &status.sources {
-        let usual = source
-            .usual_ms
-            .map(|ms| format!(", usually {ms} ms a block"))
-            .unwrap_or_default();
-        let trouble = if source.failures + source.lies > 0 {
-            format!(", {} failures, {} lies", source.failures, source.lies)
-        } else {
-            String::new()
-        };
-        output::line(&format!(
-            "source      {} ({}): {} in {} blocks{usual}{trouble}",
-            source.name,
-            source.kind,
-            bytes(source.bytes),
-            source.blocks
-        ))?;
+        output::line(&format!("source      {}", source.sentence()))?;
     }
     for registry in &status.registries {
         let state = registry

@@ -15,6 +15,7 @@ mod doctor;
 mod fetch;
 mod keys;
 mod look;
+mod mirror;
 mod mount;
 mod output;
 mod publish;

@@ -7,7 +7,9 @@ use clap::Args;
 use rustix::fs::{Mode, OFlags};
 
 use super::keys::private_key;
+use super::mirror::Mirror;
 use super::output::{self, bytes};
+use super::session::Session;
 use super::{Context, Error};
 use crate::config::variable;
 use crate::manifest::{Envelope, Manifest, PrivateKey, ReleaseIndex, Signed};
@@ -32,6 +34,13 @@ pub(super) struct Publish {
     /// The directory of a registry; without it the home's own.
     #[arg(long)]
     registry: Option<String>,
+    /// Also puts the version there before it is announced: a directory, written with a slash, is a mirror. Several times
+    /// for several.
+    #[arg(long = "to", value_name = "DIR/")]
+    to: Vec<String>,
+    /// A mirror that readers of the package may ask, as URL; several times for all of them, in place of those before.
+    #[arg(long = "http", value_name = "URL")]
+    http: Vec<String>,
     /// Walks and hashes, and says what would be published.
     #[arg(long)]
     dry_run: bool,
@@ -76,6 +85,8 @@ impl Publish {
             None => source_date_epoch()?,
             some => some,
         };
+        let places = self.to.iter().map(|word| provider(word));
+        let places = places.collect::<Result<Vec<_>, _>>()?;
         // Before the work, so that a missing key or a mistyped password costs nothing.
         let mut keys = Vec::new();
         if !self.dry_run {
@@ -103,11 +114,14 @@ impl Publish {
             homepage: self.homepage,
             keywords: self.keywords,
             publisher: self.publisher,
+            http: self.http,
         };
         let package = format!("{}@{}", options.name, options.version);
         let mut session = context.session()?;
         let mut shown = context.output.progress();
-        let request = Request::PublishPrepare { options };
+        let request = Request::PublishPrepare {
+            options: Box::new(options),
+        };
         let value = session.ask(&request, &[directory.as_fd()], &mut |reply| {
             if let Reply::Event(Event::Progress(progress)) = reply {
                 shown.update(&progress);
@@ -133,6 +147,12 @@ impl Publish {
                 return Err(failure.into());
             }
         };
+        for place in &places {
+            if let Err(error) = provide(context, &mut session, place, &prepared, &job) {
+                let _ = session.ask(&Request::PublishCancel { job }, &[], &mut |_| Ok(()));
+                return Err(error);
+            }
+        }
         let request = Request::PublishFinish {
             job,
             manifest: envelopes.0,
@@ -141,6 +161,52 @@ impl Publish {
         let published: Published = session.get(&request)?;
         say(&package, &prepared, Some(&published), self.json)
     }
+}
+
+/// Where a version is put before it is announced.
+enum Provider {
+    /// A directory of whole trees.
+    Mirror(PathBuf),
+}
+
+/// Reads a word of `--to`: a path has a slash in it, so that it is never taken for the name of a network.
+fn provider(word: &str) -> Result<Provider, Failure> {
+    if word.contains("://") {
+        let message = format!("--to {word}: a mirror is written as a directory");
+        return Err(
+            Failure::new(FailureKind::Usage, message).hint("copy the directory to the web server")
+        );
+    }
+    if word.contains('/') {
+        return Ok(Provider::Mirror(PathBuf::from(word)));
+    }
+    let message = format!("--to {word}: no such network");
+    Err(Failure::new(FailureKind::Usage, message).hint(format!("a directory is written ./{word}")))
+}
+
+/// Puts a version that waits for its signatures where others get it.
+fn provide(
+    context: &Context,
+    session: &mut Session,
+    provider: &Provider,
+    prepared: &Prepared,
+    job: &str,
+) -> Result<(), Error> {
+    match provider {
+        Provider::Mirror(directory) => {
+            let mirror = Mirror {
+                directory,
+                tree: &prepared.tree,
+                catalog: &prepared.catalog,
+            };
+            let request = Request::PublishMirror {
+                job: job.to_owned(),
+            };
+            let written = mirror.write(context, session, &request)?;
+            context.output.say(&written.sentence());
+        }
+    }
+    Ok(())
 }
 
 /// Signs what was prepared: manifest and release index.

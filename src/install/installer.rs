@@ -12,7 +12,7 @@ use super::{Listed, PageCache, StoredCatalog, Tree};
 use crate::block::BlockRef;
 use crate::catalog::{self, Catalog, CatalogError, Totals};
 use crate::fetch::{FetchError, Fetcher, Priority};
-use crate::manifest::PackageVersion;
+use crate::manifest::{Manifest, PackageVersion};
 use crate::store::{Store, StoreError};
 
 /// Blocks of one catalog in flight at a time.
@@ -147,6 +147,19 @@ impl Installer {
             }
         };
         installing.await
+    }
+
+    /// Opens the catalog of a version that this home has made and nobody lists yet. Blocking.
+    ///
+    /// # Errors
+    /// [`CatalogError`] when it is not whole in the store.
+    pub fn open_own(&self, manifest: &Manifest) -> Result<Tree, CatalogError> {
+        let reader = StoredCatalog::new(Arc::clone(&self.store), Arc::clone(&self.pages), manifest);
+        for block in (0..).map_while(|index| reader.block(index)) {
+            // Sets its mark; a missing one is found when it is read.
+            self.store.load(&block);
+        }
+        Catalog::open(reader, manifest.catalog.size)
     }
 
     /// Fetches one block of an installed catalog again: evicted by hand, or damaged on disk.

@@ -324,6 +324,22 @@ impl Publisher {
         }
     }
 
+    /// Returns the manifest of a job that waits for signatures, or of the equal version that exists.
+    ///
+    /// # Errors
+    /// [`PublishError::NoJob`]
+    pub fn manifest(&self, job: &JobId) -> Result<Manifest, PublishError> {
+        let jobs = self.jobs.lock();
+        let missing = || PublishError::NoJob(job.clone());
+        match &jobs.prepared.get(job).ok_or_else(missing)?.manifest {
+            Part::Unsigned(manifest) => Ok(manifest.clone()),
+            Part::Signed(bytes) => match Envelope::parse(bytes)?.unverified() {
+                Signed::Manifest(manifest) => Ok(manifest.clone()),
+                Signed::Index(_) => Err(missing()),
+            },
+        }
+    }
+
     /// Takes the right to publish a package.
     pub(super) fn claim(self: &Arc<Self>, name: &PackageName) -> Result<Claim, PublishError> {
         let claim = Claim {

@@ -214,6 +214,7 @@ pub(crate) fn next_index(
     let package = &options.package;
     if let (Some(envelope), Some(index)) = (&known.index_envelope, &known.index)
         && index.versions.get(&package.version) == Some(&id)
+        && options.hints.hold(index)
     {
         return Ok(Part::Signed(envelope.clone()));
     }

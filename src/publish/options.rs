@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{PackageVersion, Timestamp};
+use crate::manifest::{IndexFields, PackageVersion, Timestamp};
 
 /// What is published although it is refused otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +81,19 @@ pub struct Hints {
     pub gateways: Option<Vec<String>>,
     /// URLs of BitTorrent trackers.
     pub trackers: Option<Vec<String>>,
+}
+
+impl Hints {
+    /// Returns whether an index says all of them already.
+    pub(super) fn hold(&self, index: &IndexFields) -> bool {
+        [
+            (&self.http, &index.http),
+            (&self.gateways, &index.gateways),
+            (&self.trackers, &index.trackers),
+        ]
+        .into_iter()
+        .all(|(hint, there)| hint.as_ref().is_none_or(|hint| hint == there))
+    }
 }
 
 /// What a publish is asked to do.

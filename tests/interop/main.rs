@@ -21,5 +21,6 @@ mod machine;
 mod clients;
 mod exchange;
 mod kubo;
+mod mirrors;
 mod published;
 mod roots;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 
+use super::look::served;
 use super::{catalog_failure, fetch_failure, install_failure};
 use crate::block::FileRef;
 use crate::catalog::Kind;
@@ -25,6 +26,7 @@ impl Home {
         replies: &Replies,
     ) -> Result<Done, Failure> {
         let mut done = Done::default();
+        let before = self.fetcher.report();
         for text in targets {
             let (target, version) = self.find(text)?;
             let (tree, top, _) = self.row(&target, &version).await?;
@@ -36,6 +38,7 @@ impl Home {
             .await
             .map_err(Failure::failed)?;
         synced.map_err(|error| Failure::failed(&error))?;
+        done.sources = served(&before, self.fetcher.report());
         Ok(done)
     }
 

@@ -8,13 +8,17 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use serde_json::Value;
 
 use super::look::base;
-use super::{catalog_failure, fetch_failure, value};
-use crate::block::{BLOCK_BYTES, Block};
-use crate::catalog::{Kind, Row, WholeFile, links, verify_ids};
+use super::{catalog_failure, catalog_failure_of, fetch_failure, value};
+use crate::block::{BLOCK_BYTES, Block, BlockRef};
+use crate::catalog::{CatalogError, Kind, Row, WholeFile, links, verify_ids};
 use crate::daemon::{Home, subtree};
 use crate::fetch::Priority;
-use crate::install::{Listed, Tree, want_of};
-use crate::serve::control::{Done, Failure, FailureKind, Progress, Replies, Verification};
+use crate::install::{Listed, Tree, catalog_want, want_of};
+use crate::manifest::Manifest;
+use crate::serve::control::{
+    Done, EntryItem, Failure, FailureKind, Progress, Replies, Verification,
+};
+use crate::source::Want;
 
 /// Blocks of one request in flight.
 const AHEAD: usize = 16;
@@ -25,6 +29,54 @@ struct FileOf {
     tree: Arc<Tree>,
     number: u32,
     row: Row,
+}
+
+/// A tree, or a part of it, that is sent: of a listed version, or of one that is being published.
+pub(super) struct Sending<'a> {
+    pub(super) manifest: &'a Manifest,
+    pub(super) tree: &'a Arc<Tree>,
+    /// None while nobody lists it; all of it is in the store then.
+    pub(super) listed: Option<&'a Listed>,
+    pub(super) top: u32,
+    /// Whether the catalog goes along.
+    pub(super) mirror: bool,
+}
+
+impl Sending<'_> {
+    fn failure(&self, error: &CatalogError) -> Failure {
+        catalog_failure_of(&self.manifest.package, error)
+    }
+
+    fn want(&self, number: u32, index: u64) -> Result<Want, CatalogError> {
+        let row = self.tree.row(number)?;
+        let block = self.tree.block(&row, index)?;
+        match self.listed {
+            Some(version) => want_of(version, self.tree, number, block),
+            None => Ok(Want::new(block)),
+        }
+    }
+
+    /// Returns the bytes of everything that is sent.
+    fn size(&self) -> Result<u64, Failure> {
+        let catalog = if self.mirror {
+            self.manifest.catalog.size
+        } else {
+            0
+        };
+        if self.top == 0 {
+            return Ok(self.manifest.bytes + catalog);
+        }
+        let mut bytes = catalog;
+        for found in subtree::rows(self.tree, self.top) {
+            let (_, row) = found.map_err(|error| self.failure(&error))?;
+            bytes += if row.kind() == Kind::File {
+                row.size()
+            } else {
+                0
+            };
+        }
+        Ok(bytes)
+    }
 }
 
 impl Home {
@@ -139,17 +191,52 @@ impl Home {
     /// files, so that many small ones are no slower than one large one.
     pub(super) async fn fetch(&self, target: &str, replies: &Replies) -> Result<Done, Failure> {
         let (target, version) = self.find(target)?;
-        let (tree, top, row) = self.row(&target, &version).await?;
-        let failed = |error| catalog_failure(&version, &error);
-        let base = base(&tree, top, &row).map_err(failed)?;
+        let (tree, top, _) = self.row(&target, &version).await?;
+        let sending = Sending {
+            manifest: version.manifest(),
+            tree: &tree,
+            listed: Some(&version),
+            top,
+            mirror: false,
+        };
+        self.send_tree(&sending, replies).await
+    }
+
+    /// Sends a whole version, its catalog included.
+    pub(super) async fn mirror(&self, target: &str, replies: &Replies) -> Result<Done, Failure> {
+        let (target, version) = self.find(target)?;
+        if !target.path.is_empty() {
+            let message = "a mirror holds whole versions";
+            return Err(Failure::new(FailureKind::Usage, message).hint("name one without a path"));
+        }
+        let (tree, top, _) = self.row(&target, &version).await?;
+        let sending = Sending {
+            manifest: version.manifest(),
+            tree: &tree,
+            listed: Some(&version),
+            top,
+            mirror: true,
+        };
+        self.send_tree(&sending, replies).await
+    }
+
+    pub(super) async fn send_tree(
+        &self,
+        sending: &Sending<'_>,
+        replies: &Replies,
+    ) -> Result<Done, Failure> {
+        let Sending { tree, top, .. } = *sending;
+        let failed = |error| sending.failure(&error);
+        let row = tree.row(top).map_err(failed)?;
+        let base = base(tree, top, &row).map_err(failed)?;
         let mut done = Done::default();
         replies.progress(Progress {
             step: "fetch".into(),
             done: 0,
-            total: self.size(&version, &tree, top)?,
+            total: sending.size()?,
             bytes: true,
         });
-        let steps = subtree::rows(&tree, top).flat_map(|found| {
+        let steps = subtree::rows(tree, top).flat_map(|found| {
             let (number, blocks) = match &found {
                 Ok((number, row)) => (*number, row.blocks()),
                 Err(_) => (0, 0),
@@ -161,10 +248,11 @@ impl Home {
             .map(|step| async {
                 let (number, index) = step.map_err(failed)?;
                 let block = match index {
-                    Some(index) => Some(
-                        self.block(&version, &tree, number, index, Priority::Warm)
-                            .await?,
-                    ),
+                    Some(index) => {
+                        let want = sending.want(number, index).map_err(failed)?;
+                        let got = self.fetcher.get(want, Priority::Warm).await;
+                        Some(got.map_err(|error| fetch_failure(&error))?)
+                    }
                     None => None,
                 };
                 Ok::<_, Failure>((number, block))
@@ -179,27 +267,67 @@ impl Home {
             }
             let row = tree.row(number).map_err(failed)?;
             done.files += u64::from(row.kind() == Kind::File);
-            let item = self.entry_item(&tree, number, &row, base, true);
+            let item = self.entry_item(tree, number, &row, base, true);
             replies.item(&item.map_err(failed)?).await?;
+            if sending.mirror && number == 0 {
+                self.send_catalog(sending, &row, replies).await?;
+            }
         }
         Ok(done)
     }
 
-    /// Returns the bytes of all files below a row.
-    fn size(&self, version: &Listed, tree: &Tree, top: u32) -> Result<u64, Failure> {
-        if top == 0 {
-            return Ok(version.manifest().bytes);
-        }
-        let mut bytes = 0;
-        for found in subtree::rows(tree, top) {
-            let (_, row) = found.map_err(|error| catalog_failure(version, &error))?;
-            bytes += if row.kind() == Kind::File {
-                row.size()
-            } else {
-                0
+    /// Sends the catalog as a file of the tree.
+    async fn send_catalog(
+        &self,
+        sending: &Sending<'_>,
+        root: &Row,
+        replies: &Replies,
+    ) -> Result<(), Failure> {
+        let catalog = &sending.manifest.catalog;
+        let blocks = (0..).zip(&catalog.blocks).map(|(index, digest)| BlockRef {
+            file: catalog.file(),
+            index,
+            digest: *digest,
+        });
+        let blocks: Vec<BlockRef> = blocks.collect();
+        let get = |block: BlockRef| async move {
+            let want = match sending.listed {
+                Some(version) => catalog_want(version, block),
+                None => Want::new(block),
             };
+            let got = self.fetcher.get(want, Priority::Warm).await;
+            got.map_err(|error| fetch_failure(&error))
+        };
+        let mut whole = WholeFile::default();
+        for block in &blocks {
+            let block = get(*block).await?;
+            let hash = move || {
+                whole.add(block.bytes());
+                whole
+            };
+            whole = tokio::task::spawn_blocking(hash)
+                .await
+                .map_err(Failure::failed)?;
         }
-        Ok(bytes)
+        let item = |path: &str, kind: &str, mode| EntryItem {
+            path: path.to_owned(),
+            kind: kind.to_owned(),
+            mode,
+            mtime_ns: root.mtime_ns(),
+            ..EntryItem::default()
+        };
+        replies.item(&item(".manifs", "directory", 0o755)).await?;
+        let file = EntryItem {
+            size: catalog.size,
+            digest: Some(whole.digest().to_string()),
+            cid: catalog.cid().to_string(),
+            ..item(".manifs/catalog", "file", 0o644)
+        };
+        replies.item(&file).await?;
+        for block in blocks {
+            replies.data(get(block).await?.into_bytes()).await?;
+        }
+        Ok(())
     }
 
     /// Fetches and checks everything of a version: every block, and the id of every entry.

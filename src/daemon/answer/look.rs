@@ -1,18 +1,61 @@
 //! Looking: status, packages, entries, manifests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{catalog_failure, value};
 use crate::catalog::{Kind, Row};
 use crate::daemon::{Home, subtree};
+use crate::fetch::{Report, SourceReport};
 use crate::install::{Listed, Tree};
 use crate::manifest::PackageName;
 use crate::serve::control::{
-    EntryItem, Failure, FailureKind, Inspection, PackageItem, Replies, SourceStatus, Status,
-    StoreStatus,
+    EntryItem, Failure, FailureKind, Inspection, PackageItem, Replies, Served, SourceStatus,
+    Status, StoreStatus,
 };
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn source_status(source: SourceReport) -> SourceStatus {
+    SourceStatus {
+        kind: source.kind.name().to_owned(),
+        blocks: source.blocks,
+        bytes: source.bytes,
+        missing: source.missing,
+        beaten: source.beaten,
+        failures: source.failures,
+        lies: source.lies,
+        in_flight: source.in_flight as u64,
+        usual_ms: source.usual.map(milliseconds),
+        resting_ms: source.resting.map(milliseconds),
+        last_error: source.last_error,
+        name: source.name,
+    }
+}
+
+/// Returns what each source delivered between two reports, the one that delivered most first.
+pub(super) fn served(before: &Report, after: Report) -> Vec<Served> {
+    let one = |source: SourceReport| {
+        let old = before.sources.iter();
+        let mut old = old.filter(|old| old.name == source.name && old.kind == source.kind);
+        let (blocks, bytes) = old.next().map_or((0, 0), |old| (old.blocks, old.bytes));
+        Served {
+            kind: source.kind.name().to_owned(),
+            blocks: source.blocks.saturating_sub(blocks),
+            bytes: source.bytes.saturating_sub(bytes),
+            usual_ms: source.usual.map(milliseconds),
+            name: source.name,
+        }
+    };
+    let mut served: Vec<Served> = after.sources.into_iter().map(one).collect();
+    served.retain(|served| served.blocks > 0);
+    served.sort_by_key(|served| std::cmp::Reverse(served.bytes));
+    served
+}
 
 impl Home {
     pub(super) fn status(&self) -> Status {
@@ -20,18 +63,6 @@ impl Home {
         let report = self.fetcher.report();
         let all = self.listing.all();
         let versions = || all.iter().flat_map(|(_, versions, _)| versions);
-        let source = |source: crate::fetch::SourceReport| SourceStatus {
-            name: source.name,
-            kind: source.kind.name().to_owned(),
-            blocks: source.blocks,
-            bytes: source.bytes,
-            failures: source.failures,
-            lies: source.lies,
-            usual_ms: source
-                .usual
-                .map(|usual| u64::try_from(usual.as_millis()).unwrap_or(u64::MAX)),
-            last_error: source.last_error,
-        };
         Status {
             pid: if self.serving.is_running() {
                 std::process::id()
@@ -61,7 +92,7 @@ impl Home {
             },
             fetched_bytes: report.fetched_bytes,
             fetched_blocks: report.fetched_blocks,
-            sources: report.sources.into_iter().map(source).collect(),
+            sources: report.sources.into_iter().map(source_status).collect(),
             registries: self.registry_items(),
         }
     }
@@ -225,6 +256,7 @@ impl Home {
             manifest: json(version.manifest().canonical())?,
             id: version.manifest_id().to_string(),
             catalog: version.manifest().catalog.cid().to_string(),
+            tree: version.package().tree_name(),
             signers: version.signers().map(|key| key.to_string()).collect(),
             rule: version.rule(),
             index: match index {

@@ -17,6 +17,7 @@ use super::{Home, Target, target_failure};
 use crate::catalog::{CatalogError, Row};
 use crate::fetch::FetchError;
 use crate::install::{InstallError, Listed, Tree};
+use crate::manifest::PackageVersion;
 use crate::serve::control::{Done, Failure, FailureKind, Replies, Request};
 
 impl Home {
@@ -39,6 +40,8 @@ impl Home {
                 len,
             } => home.read(&target, offset, len, replies).await,
             Request::Fetch { target } => value(home.fetch(&target, replies).await?),
+            Request::Mirror { target } => value(home.mirror(&target, replies).await?),
+            Request::PublishMirror { job } => value(home.mirror_job(&job, replies).await?),
             Request::Inspect { target } => value(home.inspect(&target)?),
             Request::Sums { target } => home.sums(&target, replies).await,
             Request::Verify { target } => value(home.verify(&target, replies).await?),
@@ -48,7 +51,7 @@ impl Home {
             Request::Unpin { targets } => value(home.unpin(&targets).await?),
             Request::Evict { targets } => value(home.evict(&targets).await?),
             Request::PublishPrepare { options } => {
-                value(home.prepare(options, descriptors, replies).await?)
+                value(home.prepare(*options, descriptors, replies).await?)
             }
             Request::PublishFinish {
                 job,
@@ -223,7 +226,7 @@ fn fetch_failure(error: &FetchError) -> Failure {
         FetchError::Refused { .. } => Failure::new(FailureKind::NoSource, error)
             .hint("[net] allow names hosts that may be dialled though they are not public"),
         FetchError::NoSource { .. } => Failure::new(FailureKind::NoSource, error)
-            .hint("add a source: `manifs registry add URL` of a daemon that shares it, or [sources] gateways"),
+            .hint("add a source: `manifs registry add URL` of a daemon that shares it, or [sources] gateways or http"),
         FetchError::NoHonest { .. } | FetchError::Deadline { .. } | FetchError::Closed => {
             Failure::new(FailureKind::NoSource, error)
         }
@@ -231,5 +234,9 @@ fn fetch_failure(error: &FetchError) -> Failure {
 }
 
 fn catalog_failure(version: &Listed, error: &CatalogError) -> Failure {
-    Failure::failed(format!("the catalog of {}: {error}", version.package()))
+    catalog_failure_of(version.package(), error)
+}
+
+fn catalog_failure_of(package: &PackageVersion, error: &CatalogError) -> Failure {
+    Failure::failed(format!("the catalog of {package}: {error}"))
 }

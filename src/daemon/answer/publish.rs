@@ -4,11 +4,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::content::Sending;
 use crate::daemon::Home;
 use crate::manifest::{Envelope, PackageName, PackageVersion, Version};
 use crate::publish::{About, Envelopes, JobId, Latest, Options, Progress, PublishError};
 use crate::serve::control::{
-    self, Failure, FailureKind, Prepared, PublishOptions, Published, Replies,
+    self, Done, Failure, FailureKind, Prepared, PublishOptions, Published, Replies,
 };
 
 /// How often it is said how far it is.
@@ -45,9 +46,13 @@ impl Home {
                 .prepare(directory, wanted, registry, trust, Arc::clone(&progress))
                 .await;
             let job = done.map_err(|error| publish_failure(&error))?;
+            let manifest = publisher.manifest(&job.job);
+            let manifest = manifest.map_err(|error| publish_failure(&error))?;
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             Ok(Prepared {
                 job: Some(job.job.to_string()),
+                catalog: manifest.catalog.cid().to_string(),
+                tree: manifest.package.tree_name(),
                 unchanged: job.manifest.is_none() && job.index.is_none(),
                 manifest: job
                     .manifest
@@ -110,6 +115,24 @@ impl Home {
         })
     }
 
+    /// Sends a version that waits to be signed, as a mirror has it.
+    pub(super) async fn mirror_job(&self, job: &str, replies: &Replies) -> Result<Done, Failure> {
+        let manifest = self.publisher.manifest(&job_id(job)?);
+        let manifest = manifest.map_err(|error| publish_failure(&error))?;
+        let (installer, made) = (Arc::clone(&self.installer), manifest.clone());
+        let tree = tokio::task::spawn_blocking(move || installer.open_own(&made));
+        let tree = tree.await.map_err(Failure::failed)?;
+        let tree = tree.map_err(|error| Failure::failed(format!("the new catalog: {error}")))?;
+        let sending = Sending {
+            manifest: &manifest,
+            tree: &Arc::new(tree),
+            listed: None,
+            top: 0,
+            mirror: true,
+        };
+        self.send_tree(&sending, replies).await
+    }
+
     pub(super) fn abandon(&self, job: &str) -> Result<(), Failure> {
         self.publisher.abandon(&job_id(job)?);
         Ok(())
@@ -168,6 +191,7 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
         Some(true) => Latest::This,
         Some(false) => Latest::Keep,
     };
+    wanted.hints.http = Some(options.http.clone()).filter(|http| !http.is_empty());
     wanted.about = About {
         description: options.description.clone(),
         license: options.license.clone(),

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::look::source_status;
 use crate::catalog::{Kind, links};
 use crate::config::Install;
 use crate::daemon::{Home, Target};
-use crate::install::Listed;
+use crate::install::{Listed, Tree, want_of};
 use crate::serve::control::Why;
 
 impl Home {
@@ -54,6 +55,21 @@ impl Home {
             Err(_) => {}
         }
         why
+    }
+
+    /// Says who would be asked for a file, and how each has done so far.
+    fn why_sources(&self, version: &Listed, tree: &Tree, number: u32, why: &mut Why) {
+        let block = tree.row(number).and_then(|row| tree.block(&row, 0));
+        let want = block.and_then(|block| want_of(version, tree, number, block));
+        let Ok(want) = want else { return };
+        let asked = self.fetcher.report_for(&want);
+        if asked.is_empty() {
+            why.lines.push("there is nobody to ask for the rest".into());
+        }
+        for source in asked.into_iter().map(source_status) {
+            why.lines
+                .push(format!("it can be asked for: {}", source.sentence()));
+        }
     }
 
     async fn why_version(&self, target: &Target, version: &Arc<Listed>, why: &mut Why) {
@@ -144,6 +160,9 @@ impl Home {
                     .find_map(|block| self.fetcher.last_failure(&block.digest));
                 if let Some(failure) = failure {
                     why.lines.push(format!("the last read failed: {failure}"));
+                }
+                if cached < row.size() {
+                    self.why_sources(version, &tree, number, why);
                 }
             }
         }

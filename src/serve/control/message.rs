@@ -42,6 +42,16 @@ pub enum Request {
         /// A package, a version, a directory or a file.
         target: String,
     },
+    /// [`Done`]: a whole version as a mirror has it: as [`Request::Fetch`], and the catalog as `.manifs/catalog`.
+    Mirror {
+        /// The version.
+        target: String,
+    },
+    /// As [`Request::Mirror`], of a version that waits to be signed.
+    PublishMirror {
+        /// The job that [`Prepared`] names.
+        job: String,
+    },
     /// [`Inspection`].
     Inspect {
         /// The version.
@@ -85,7 +95,7 @@ pub enum Request {
     /// [`Prepared`]: walks and ingests the directory whose descriptor comes along.
     PublishPrepare {
         /// How.
-        options: PublishOptions,
+        options: Box<PublishOptions>,
     },
     /// [`Published`]
     PublishFinish {
@@ -175,6 +185,8 @@ pub struct PublishOptions {
     pub keywords: Vec<String>,
     /// Free text.
     pub publisher: Option<String>,
+    /// URLs of mirrors for the release index; none: as it was.
+    pub http: Vec<String>,
 }
 
 /// What is to be signed.
@@ -194,6 +206,12 @@ pub struct Prepared {
     pub id: String,
     /// The CID of the root.
     pub root: String,
+    /// The CID of the catalog as a file.
+    #[serde(default)]
+    pub catalog: String,
+    /// The tree's name in mirrors and torrents.
+    #[serde(default)]
+    pub tree: String,
     /// Regular files.
     pub files: u64,
     /// Directories.
@@ -301,14 +319,63 @@ pub struct SourceStatus {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Times it had not got a block.
+    #[serde(default)]
+    pub missing: u64,
+    /// Times another one was faster.
+    #[serde(default)]
+    pub beaten: u64,
     /// Times it failed.
     pub failures: u64,
     /// Times it lied.
     pub lies: u64,
+    /// Blocks it is asked for at this moment.
+    #[serde(default)]
+    pub in_flight: u64,
     /// Its usual time for a block, in milliseconds.
     pub usual_ms: Option<u64>,
+    /// How long it will not be asked, in milliseconds.
+    #[serde(default)]
+    pub resting_ms: Option<u64>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
+}
+
+impl SourceStatus {
+    /// Says it all in one line.
+    pub fn sentence(&self) -> String {
+        let mut text = format!(
+            "{} ({}): {} in {} blocks",
+            self.name,
+            self.kind,
+            indicatif::BinaryBytes(self.bytes),
+            self.blocks
+        );
+        let mut add = |more: String| {
+            text.push_str(", ");
+            text.push_str(&more);
+        };
+        if let Some(ms) = self.usual_ms {
+            add(format!("usually {ms} ms a block"));
+        }
+        for (count, what) in [
+            (self.in_flight, "asked for now"),
+            (self.missing, "not there"),
+            (self.failures, "failures"),
+            (self.lies, "lies"),
+        ] {
+            if count > 0 {
+                add(format!("{count} {what}"));
+            }
+        }
+        if let Some(ms) = self.resting_ms {
+            add(format!("left alone for {} s", ms.div_ceil(1000)));
+        }
+        if let Some(error) = &self.last_error {
+            add(format!("last: {error}"));
+        }
+        text
+    }
 }
 
 /// A registry.
@@ -387,6 +454,9 @@ pub struct Inspection {
     pub id: String,
     /// The CID of the catalog as a file: what an IPFS node needs besides the root to serve the version.
     pub catalog: String,
+    /// The tree's name in mirrors and torrents.
+    #[serde(default)]
+    pub tree: String,
     /// The trusted keys that signed.
     pub signers: Vec<String>,
     /// The trust rule that accepted it.
@@ -430,6 +500,24 @@ pub struct Done {
     pub bytes: u64,
     /// Bytes that had to be fetched, or came free.
     pub moved: u64,
+    /// Who delivered while it was done, to whomever; only of what fetches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Served>,
+}
+
+/// What a source delivered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    /// Its URL or path.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// Blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Its usual time for a block, in milliseconds.
+    pub usual_ms: Option<u64>,
 }
 
 /// How far something is.

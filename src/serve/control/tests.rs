@@ -176,11 +176,11 @@ fn descriptors_arrive_open_and_in_order() {
     };
     let (one, two) = (file("one"), file("two"));
     let request = Request::PublishPrepare {
-        options: PublishOptions {
+        options: Box::new(PublishOptions {
             // Longer than one read of the head: the descriptors come with its first byte.
             description: Some("d".repeat(300_000)),
             ..PublishOptions::default()
-        },
+        }),
     };
     let texts = setup
         .client()

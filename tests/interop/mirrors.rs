@@ -1,0 +1,396 @@
+//! Plain web servers, nginx with ranges and Python's without, as mirrors: written by manifs, read by manifs.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::kubo::assert_same;
+use crate::machine::{Home, count, free_port, noise, sh};
+
+const MIB: usize = 1 << 20;
+
+/// A web server that serves a directory; it ends when this is dropped.
+struct WebServer {
+    child: Child,
+    url: String,
+    _files: TempDir,
+}
+
+impl WebServer {
+    /// nginx, which knows ranges; none, and says so, where it is missing.
+    fn nginx(test: &str, root: &Path) -> Option<WebServer> {
+        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
+            .into_iter()
+            .find(|path| Path::new(path).exists());
+        let Some(program) = program else {
+            #[expect(clippy::disallowed_methods, reason = "tests have no configuration")]
+            let is_ci = std::env::var_os("CI").is_some();
+            assert!(!is_ci, "{test} needs nginx; scripts/test installs it");
+            // Not eprintln: the test harness would swallow it.
+            let line = format!("SKIPPED {test}: nginx is missing; scripts/test installs it\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            return None;
+        };
+        let files = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let user = if rustix::process::geteuid().is_root() {
+            "user root;"
+        } else {
+            ""
+        };
+        let place = files.path().display();
+        let config = format!(
+            "daemon off; worker_processes 1; pid {place}/pid; error_log {place}/error.log; {user}\n\
+             events {{ worker_connections 512; }}\n\
+             http {{ access_log {place}/access.log; default_type application/octet-stream; sendfile on;\n\
+             client_body_temp_path {place}/body; proxy_temp_path {place}/proxy; fastcgi_temp_path {place}/fastcgi;\n\
+             uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;\n\
+             server {{ listen 127.0.0.1:{port}; root \"{}\"; }} }}\n",
+            root.display()
+        );
+        let path = files.path().join("nginx.conf");
+        std::fs::write(&path, config).unwrap();
+        let mut command = Command::new(program);
+        command.arg("-p").arg(files.path()).arg("-e");
+        command
+            .arg(files.path().join("error.log"))
+            .arg("-c")
+            .arg(path);
+        Some(WebServer::start(command, port, files))
+    }
+
+    /// Python's web server, which knows no ranges.
+    fn python(root: &Path) -> WebServer {
+        let port = free_port();
+        let mut command = Command::new("python3");
+        command.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]);
+        command.arg(root).arg(port.to_string());
+        WebServer::start(command, port, tempfile::tempdir().unwrap())
+    }
+
+    fn start(mut command: Command, port: u16, files: TempDir) -> WebServer {
+        let log = File::create(files.path().join("log")).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut server = WebServer {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+            _files: files,
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = server.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}");
+            // No event tells a process from outside; the deadline above is what the test asserts.
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        server
+    }
+
+    /// Ends it as a crash would, with the process that serves its connections.
+    fn kill(&mut self) {
+        let workers = Command::new("pkill")
+            .args(["-KILL", "-P", &self.child.id().to_string()])
+            .status();
+        drop(workers);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A tree whose names and sizes are awkward for web servers.
+fn tree(at: &Path) {
+    std::fs::create_dir_all(at.join("a directory/100% & more?")).unwrap();
+    std::fs::create_dir(at.join("nothing here")).unwrap();
+    for (path, bytes) in [
+        ("empty", Vec::new()),
+        ("index.html", b"<p>not a listing</p>".to_vec()),
+        ("one", vec![1]),
+        ("block", noise(1, MIB)),
+        ("a directory/large #1", noise(2, 9 * MIB + 77)),
+        (
+            "a directory/100% & more?/\u{e9}\u{1f980}+%2e%2e;x=y",
+            noise(3, 3 * MIB),
+        ),
+        ("a directory/.hidden.gz", noise(4, 70_000)),
+    ] {
+        std::fs::write(at.join(path), bytes).unwrap();
+    }
+    sh("chmod 755 \"$1/one\"", &[at]);
+    std::os::unix::fs::symlink("a directory/large #1", at.join("link")).unwrap();
+}
+
+/// Returns a home that knows the envelopes and nobody who has a block.
+fn reader_of(publisher: &Home) -> Home {
+    let reader = Home::new();
+    let registry = reader.path().join("copy of the registry");
+    let key = publisher.path().join("keys/default.pub.pem");
+    sh(
+        "cp -a \"$1\" \"$2\"",
+        &[&publisher.path().join("registry"), &registry],
+    );
+    reader.run(&["trust", "add", "*", key.to_str().unwrap()]);
+    reader.run(&["registry", "add", registry.to_str().unwrap()]);
+    reader
+}
+
+/// Publishes a version; returns the mirror it was written to.
+fn publish(publisher: &Home, source: &Path, more: &[&str]) -> PathBuf {
+    let mirror = publisher.path().join("www");
+    let to = format!("{}/", mirror.display());
+    publisher.run(&["keygen"]);
+    let mut words = vec!["publish", source.to_str().unwrap()];
+    words.extend(["--name", "acme/tools", "--version", "1.0.0", "--to", &to]);
+    words.extend(more);
+    publisher.run(&words);
+    mirror
+}
+
+fn sources(reader: &Home) -> Vec<Value> {
+    let status: Value = serde_json::from_str(&reader.run(&["status", "--json"])).unwrap();
+    status["sources"].as_array().unwrap().clone()
+}
+
+/// Modes and times of everything below a directory, the catalog left out.
+fn dressed(at: &Path) -> String {
+    let script =
+        "cd \"$1\" && find . -path ./.manifs -prune -o ! -type l -printf '%p %m %T@\\n' | sort";
+    sh(script, &[at])
+}
+
+#[test]
+fn a_web_server_is_a_complete_source() {
+    let source = tempfile::tempdir().unwrap();
+    tree(source.path());
+    let publisher = Home::new();
+    let mirror = publish(&publisher, source.path(), &[]);
+    let written = mirror.join("acme-tools-1.0.0");
+    sh(
+        "diff -r --no-dereference --exclude=.manifs \"$1\" \"$2\" && test -s \"$2/.manifs/catalog\"",
+        &[source.path(), &written],
+    );
+    let Some(server) = WebServer::nginx("a_web_server_is_a_complete_source", &mirror) else {
+        return;
+    };
+    let mut reader = reader_of(&publisher);
+    reader.config(&format!("[sources]\nhttp = [\"{}/\"]\n", server.url));
+    let version = reader.mount().join("acme/tools/1.0.0");
+    assert_same(source.path(), &version);
+    assert_eq!(dressed(&version), dressed(&written));
+    let known = sources(&reader);
+    assert_eq!(known.len(), 1, "{known:?}");
+    assert_eq!(known[0]["kind"], "http");
+    assert_eq!(known[0]["lies"], 0);
+    // Five small files, 10 and 3 blocks, and the catalog.
+    assert!(known[0]["blocks"].as_u64() >= Some(17), "{known:?}");
+    reader.run(&["verify", "acme/tools@1.0.0"]);
+
+    // What the reader has can be a mirror again, and that one a local directory of a third.
+    let copy = reader.path().join("mirror");
+    let again = [
+        "fetch",
+        "acme/tools@1.0.0",
+        "--mirror",
+        copy.to_str().unwrap(),
+    ];
+    reader.run(&again);
+    let copied = copy.join("acme-tools-1.0.0");
+    sh(
+        "diff -r --no-dereference \"$1\" \"$2\"",
+        &[&written, &copied],
+    );
+    assert_eq!(dressed(&copied), dressed(&written));
+    let said = reader.command().args(again).output().unwrap();
+    assert!(
+        said.status.success() && String::from_utf8_lossy(&said.stderr).contains("there already")
+    );
+    let mut third = reader_of(&publisher);
+    third.config(&format!(
+        "[sources]\nlocal = [{:?}]\n",
+        copy.display().to_string()
+    ));
+    assert_same(source.path(), &third.mount().join("acme/tools/1.0.0"));
+    // What is something else there is left alone.
+    std::fs::write(copied.join(".manifs/catalog"), b"other").unwrap();
+    let (code, said) = reader.fail(&again);
+    assert!(code == 1 && said.contains("not the tree"), "{code}: {said}");
+    assert_eq!(
+        std::fs::read_dir(&copy).unwrap().count(),
+        1,
+        "nothing is left beside it"
+    );
+}
+
+#[test]
+fn a_mirror_that_the_release_index_names_is_asked_where_the_filter_allows_it() {
+    let source = tempfile::tempdir().unwrap();
+    tree(source.path());
+    let publisher = Home::new();
+    let www = publisher.path().join("www");
+    std::fs::create_dir(&www).unwrap();
+    let test = "a_mirror_that_the_release_index_names_is_asked_where_the_filter_allows_it";
+    let Some(server) = WebServer::nginx(test, &www) else {
+        return;
+    };
+    publish(&publisher, source.path(), &["--http", &server.url]);
+    let mut reader = reader_of(&publisher);
+    let (code, said) = reader.fail(&["cat", "acme/tools/one"]);
+    assert!(code == 5 && said.contains("loopback"), "{code}: {said}");
+    reader.config("[net]\nallow = [\"127.0.0.1\"]\n");
+    assert_same(source.path(), &reader.mount().join("acme/tools/1.0.0"));
+    let known = sources(&reader);
+    assert_eq!((known.len(), &known[0]["kind"]), (1, &Value::from("http")));
+}
+
+#[test]
+fn a_web_server_without_ranges_gives_what_it_can_and_says_what_it_cannot() {
+    let source = tempfile::tempdir().unwrap();
+    tree(source.path());
+    let publisher = Home::new();
+    let mirror = publish(&publisher, source.path(), &[]);
+    let server = WebServer::python(&mirror);
+    let reader = reader_of(&publisher);
+    reader.config(&format!("[sources]\nhttp = [\"{}\"]\n", server.url));
+    let out = reader.path().join("out");
+    for path in ["block", "a directory/100% & more?"] {
+        let target = format!("acme/tools@1.0.0/{path}");
+        reader.run(&["fetch", &target, "-o", out.to_str().unwrap()]);
+        sh("rm -r \"$1\"", &[&out]);
+    }
+    let (code, said) = reader.fail(&["cat", "acme/tools@1.0.0/a directory/large #1"]);
+    assert!(
+        code == 5 && said.contains("knows no ranges"),
+        "{code}: {said}"
+    );
+}
+
+/// Reads a file to its end, in order, and calls `at` with the bytes read so far; returns the time it took.
+fn read(path: &Path, right: &[u8], mut at: impl FnMut(usize)) -> Duration {
+    let began = Instant::now();
+    let mut file = File::open(path).unwrap();
+    let mut buffer = vec![0; MIB];
+    let mut done = 0;
+    while done < right.len() {
+        let read = file.read(&mut buffer).unwrap();
+        assert!(
+            read > 0 && buffer[..read] == right[done..done + read],
+            "at {done}"
+        );
+        done += read;
+        at(done);
+    }
+    began.elapsed()
+}
+
+#[test]
+fn a_cold_sequential_read_through_a_web_server_is_as_fast_as_through_a_gateway() {
+    let test = "a_cold_sequential_read_through_a_web_server_is_as_fast_as_through_a_gateway";
+    let size = count("MiB read in order through a web server", 128, 512) * MIB;
+    let source = tempfile::tempdir().unwrap();
+    let content = noise(7, size);
+    std::fs::write(source.path().join("large"), &content).unwrap();
+    let mut publisher = Home::new();
+    let mirror = publish(&publisher, source.path(), &[]);
+    let Some(server) = WebServer::nginx(test, &mirror) else {
+        return;
+    };
+    let gateway = publisher.serve();
+    let rate = |config: String| {
+        let mut reader = reader_of(&publisher);
+        reader.config(&config);
+        let path = reader.mount().join("acme/tools/1.0.0/large");
+        let took = read(&path, &content, |_| {});
+        (size / MIB) as f64 / took.as_secs_f64()
+    };
+    let by_http = rate(format!("[sources]\nhttp = [\"{}\"]\n", server.url));
+    let by_gateway = rate(format!("[sources]\ngateways = [\"{gateway}\"]\n"));
+    println!("{by_http:.0} MiB/s by nginx, {by_gateway:.0} MiB/s by a manifs gateway");
+    assert!(
+        by_http >= 0.7 * by_gateway,
+        "{by_http:.0} against {by_gateway:.0} MiB/s"
+    );
+}
+
+#[test]
+fn any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices() {
+    let test = "any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices";
+    let size = count("MiB read while sources die", 96, 512) * MIB;
+    let source = tempfile::tempdir().unwrap();
+    let content = noise(8, size);
+    std::fs::write(source.path().join("large"), &content).unwrap();
+    let publisher = Home::new();
+    let mirror = publish(&publisher, source.path(), &[]);
+    if WebServer::nginx(test, &mirror).is_none() {
+        return;
+    }
+    for survivor in 0..3 {
+        let mut server = WebServer::nginx(test, &mirror).unwrap();
+        // Two daemons that have all of it.
+        let mut daemons = [reader_of(&publisher), reader_of(&publisher)];
+        let urls = daemons.each_mut().map(|daemon| {
+            let port = free_port();
+            daemon.config(&format!(
+                "[gateway]\nlisten = \"127.0.0.1:{port}\"\nshare = [\"*\"]\n[sources]\nlocal = [{:?}]\n",
+                mirror.display().to_string()
+            ));
+            daemon.run(&["warm", "acme/tools@1.0.0"]);
+            daemon.start_daemon();
+            let root = daemon.run(&["inspect", "acme/tools@1.0.0", "--json"]);
+            let root: Value = serde_json::from_str(&root).unwrap();
+            let root = root["manifest"]["ipfs"]["root"].as_str().unwrap().to_owned();
+            let url = format!("http://127.0.0.1:{port}");
+            daemon.wait_for("the version to be shared", |_| {
+                let mut curl = Command::new("curl");
+                curl.args(["-sf", "--max-time", "10", "--output", "/dev/null"])
+                    .arg(format!("{url}/ipfs/{root}?format=raw"));
+                curl.status().is_ok_and(|status| status.success())
+            });
+            url
+        });
+        let mut reader = reader_of(&publisher);
+        reader.config(&format!(
+            "[sources]\ngateways = [\"{}\", \"{}\"]\nhttp = [\"{}\"]\n",
+            urls[0], urls[1], server.url
+        ));
+        let path = reader.mount().join("acme/tools/1.0.0/large");
+        let mut killed = false;
+        let took = read(&path, &content, |done| {
+            if done >= size / 4 && !killed {
+                killed = true;
+                for (number, daemon) in daemons.iter_mut().enumerate() {
+                    if number != survivor {
+                        daemon.kill_daemon();
+                    }
+                }
+                if survivor != 2 {
+                    server.kill();
+                }
+            }
+        });
+        let known = sources(&reader);
+        let blocks: Vec<u64> = known
+            .iter()
+            .filter_map(|source| source["blocks"].as_u64())
+            .collect();
+        println!("source {survivor} was left: {took:?}, blocks of each {blocks:?}");
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        assert!(blocks[survivor] as usize > size / MIB / 4, "{known:?}");
+        assert!(blocks.iter().all(|blocks| *blocks > 0), "{known:?}");
+    }
+}
