@@ -99,14 +99,14 @@ impl Outline {
             head,
             pieces: layout.piece_count(),
         };
-        if outline.len() > INFO_BYTES_MAX as u64 {
+        if outline.bytes() > INFO_BYTES_MAX as u64 {
             return Err(NotOffered::Info.into());
         }
         Ok(outline)
     }
 
     /// Returns the length of the whole dictionary.
-    fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         let hashes = HASH_BYTES * self.pieces;
         let digits = hashes.to_string().len() as u64;
         // The colon after the number, the end of the dictionary.

@@ -39,7 +39,10 @@ pub trait Content: Send + Sync {
     /// any more.
     fn spans(&self, range: Range<u64>) -> Option<Vec<Span>>;
 
-    /// Returns the bencoded info dictionary, if it is at hand.
+    /// Returns the length of the bencoded info dictionary, if there is one. Quick.
+    fn info_bytes(&self) -> Option<u64>;
+
+    /// Returns the bencoded info dictionary. May have to hash everything.
     fn info(&self) -> Option<Bytes>;
 }
 

@@ -14,6 +14,7 @@ mod peer;
 mod server;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod wire;
 
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use crate::store::Store;
 pub use announce::Announcer;
 pub use content::{Content, Span};
 pub use server::serve;
+pub use versions::{Parts, Versions, Wanted};
 
 /// Begins the peer id, as other programs do: two letters for the program, four digits for its version.
 const PEER_ID_HEAD: &[u8; 8] = b"-MN0100-";

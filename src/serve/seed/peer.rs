@@ -78,8 +78,8 @@ async fn talk(
         let seed = Arc::clone(seed);
         tokio::task::spawn_blocking(move || {
             let content = seed.open()?;
-            let info_bytes = extended.then(|| content.info()).flatten();
-            Some((content, info_bytes.map(|info| info.len() as u64)))
+            let info_bytes = extended.then(|| content.info_bytes()).flatten();
+            Some((content, info_bytes))
         })
     };
     let Some((content, info_bytes)) = opened.await.unwrap_or(None) else {

@@ -55,6 +55,10 @@ impl Content for TwoBlocks {
         Some(spans)
     }
 
+    fn info_bytes(&self) -> Option<u64> {
+        Some(20_000)
+    }
+
     fn info(&self) -> Option<Bytes> {
         Some(Bytes::from(vec![b'i'; 20_000]))
     }

@@ -366,7 +366,7 @@ impl Share {
 }
 
 /// Wakes `listed` whenever the listing changes, on a thread that ends with either of them.
-fn follow(listing: &Listing, listed: Weak<Notify>) {
+pub(super) fn follow(listing: &Listing, listed: Weak<Notify>) {
     let changes = listing.changes();
     let following = move || {
         while changes.recv().is_ok() {
