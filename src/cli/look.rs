@@ -12,7 +12,7 @@ use super::{Context, Error, target};
 use crate::manifest::{Envelope, Signed};
 use crate::serve::control::{
     Client, EntryItem, Event, Failure, FailureKind, Inspection, PackageItem, Reply, Request,
-    Status, Why,
+    Status, TorrentStatus, Why,
 };
 
 /// Shows what the daemon is doing; exits 1 until one answers and listens everywhere it should.
@@ -55,6 +55,9 @@ fn show_status(status: &Status) -> std::io::Result<()> {
     if let Some(gateway) = &status.gateway {
         output::line(&format!("gateway     {gateway}"))?;
     }
+    if let Some(torrent) = &status.torrent {
+        show_seeds(torrent)?;
+    }
     output::line(&format!(
         "packages    {} with {} versions, {} installed",
         status.packages, status.versions, status.installed
@@ -94,6 +97,32 @@ fn show_status(status: &Status) -> std::io::Result<()> {
     }
     for problem in &status.problems {
         output::line(&format!("problem     {problem}"))?;
+    }
+    Ok(())
+}
+
+/// Seeds shown one by one; `--json` has all.
+const SEEDS_SHOWN: usize = 20;
+
+fn show_seeds(torrent: &TorrentStatus) -> std::io::Result<()> {
+    output::line(&format!(
+        "torrent     {} seeded at {}, {} uploaded",
+        torrent.seeds.len(),
+        torrent.listen,
+        bytes(torrent.uploaded)
+    ))?;
+    let mut seeds: Vec<_> = torrent.seeds.iter().collect();
+    seeds.sort_by_key(|seed| std::cmp::Reverse((seed.peers, seed.uploaded)));
+    for seed in seeds.iter().take(SEEDS_SHOWN) {
+        output::line(&format!(
+            "            {}: {} uploaded, {} connected",
+            seed.package,
+            bytes(seed.uploaded),
+            seed.peers
+        ))?;
+    }
+    if let Some(more @ 1..) = seeds.len().checked_sub(SEEDS_SHOWN) {
+        output::line(&format!("            and {more} more"))?;
     }
     Ok(())
 }

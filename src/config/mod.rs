@@ -96,6 +96,8 @@ pub struct Config {
     pub sources: SourcesSection,
     /// `[gateway]`: absent means that nothing is served.
     pub gateway: Option<GatewaySection>,
+    /// `[torrent]`: absent means that nothing is seeded.
+    pub torrent: Option<TorrentSection>,
     /// `[net]`
     pub net: NetSection,
     /// `[registry]`
@@ -187,6 +189,28 @@ pub struct GatewaySection {
 
 fn gateway_listen() -> std::net::SocketAddr {
     std::net::SocketAddr::from(([127, 0, 0, 1], 8420))
+}
+
+/// `[torrent]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TorrentSection {
+    /// Where leechers connect.
+    #[serde(default = "torrent_listen")]
+    pub listen: std::net::SocketAddr,
+    /// The port that trackers are told, if not the one it listens on.
+    #[serde(default)]
+    pub announce_port: Option<u16>,
+    /// Whether everything that was published here, and complete packages that `[gateway] share` names, are seeded.
+    #[serde(default)]
+    pub seed: bool,
+    /// Whether the distributed hash table is used.
+    #[serde(default)]
+    pub dht: bool,
+}
+
+fn torrent_listen() -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([127, 0, 0, 1], 6881))
 }
 
 /// `[net]`
@@ -326,6 +350,16 @@ impl Config {
         for base in &self.sources.http {
             mirror_url(base).or_else(|what| invalid(&format!("[sources] http: {base}: {what}")))?;
         }
+        if self.torrent.as_ref().is_some_and(|torrent| torrent.dht) {
+            return invalid(
+                "[torrent] dht: peers come from trackers and [sources] peers so far; take it out",
+            );
+        }
+        if let Some(torrent) = &self.torrent
+            && torrent.announce_port == Some(0)
+        {
+            return invalid("[torrent] announce_port: 0 is no port");
+        }
         for (host, word) in &self.net.auth {
             if !word.starts_with(BEARER_FILE) {
                 return invalid(&format!("[net.auth] {host}: expected bearer-file:PATH"));
@@ -358,7 +392,7 @@ fn known_variable(name: &str) -> Option<(String, String)> {
     let (section, key) = name.strip_prefix(PREFIX)?.split_once('_')?;
     let section = section.to_ascii_lowercase();
     let sections = [
-        "store", "mount", "fetch", "sources", "gateway", "net", "registry",
+        "store", "mount", "fetch", "sources", "gateway", "torrent", "net", "registry",
     ];
     sections
         .contains(&section.as_str())

@@ -9,6 +9,7 @@ mod follow;
 mod mounts;
 mod network;
 mod run;
+mod seeding;
 mod serving;
 mod subtree;
 mod target;
@@ -218,6 +219,9 @@ impl Home {
             share
                 .set_patterns(section.share.iter().map(|share| share.0.clone()).collect())
                 .await;
+        }
+        if let Some(seeding) = self.serving.seeding.load_full() {
+            seeding.reload(&self.config.load());
         }
         self.updater.restore().await.map_err(Failure::failed)?;
         self.apply_hints();

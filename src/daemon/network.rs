@@ -129,6 +129,7 @@ impl Home {
                 .chain(&config.sources.gateways)
                 .chain(&config.sources.http),
         )?;
+        self.serving.client.store(Arc::new(client.clone()));
         let mut sources: Vec<Arc<dyn BlockSource>> = Vec::new();
         let mut seen = BTreeSet::new();
         // A registry by URL may be a daemon, which then has the blocks too.

@@ -4,21 +4,40 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Home;
+use super::seeding::Seeding;
+use crate::net::{self, Rate};
 use crate::serve::control::{self, Failure, Handler};
 use crate::serve::gateway;
 use crate::serve::share::{Parts, Share};
 
 /// What is being served.
-#[derive(Default)]
 pub(super) struct Serving {
     running: AtomicBool,
     ends_with_last_mount: AtomicBool,
     gateway: Mutex<Option<SocketAddr>>,
     share: Mutex<Option<Arc<Share>>>,
+    pub(super) seeding: ArcSwapOption<Seeding>,
+    /// The client as the configuration wants it now, for who announces.
+    pub(super) client: Arc<ArcSwap<net::Client>>,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        let client = net::Client::new(net::Options::default());
+        Serving {
+            running: AtomicBool::default(),
+            ends_with_last_mount: AtomicBool::default(),
+            gateway: Mutex::default(),
+            share: Mutex::default(),
+            seeding: ArcSwapOption::empty(),
+            client: Arc::new(ArcSwap::from_pointee(client)),
+        }
+    }
 }
 
 impl Serving {
@@ -59,6 +78,10 @@ impl Home {
             async move { stop.cancelled().await },
         ));
         let config = self.config.load_full();
+        // One cap for all that is served, whoever asks.
+        let up = config.fetch.up.0;
+        let up = (up > 0).then(|| Arc::new(Rate::new(up)));
+        self.start_seeding(up.clone()).await?;
         if let Some(section) = &config.gateway {
             let listener = TcpListener::bind(section.listen).await.map_err(|error| {
                 Failure::failed(format!("[gateway] listen {}: {error}", section.listen))
@@ -81,7 +104,7 @@ impl Home {
             self.tasks.spawn(Arc::clone(&share).run(self.stop.clone()));
             let options = gateway::Options {
                 hosts: section.hosts.clone(),
-                up: config.fetch.up.0,
+                up,
             };
             let server = gateway::Gateway::new(share, &options);
             let stop = self.stop.clone();

@@ -22,6 +22,11 @@ impl Rate {
         }
     }
 
+    /// Returns the cap.
+    pub fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second
+    }
+
     /// Pays for `bytes`, waiting while there is more than a tenth of a second of debt.
     pub async fn pay(&self, bytes: u64) {
         if self.bytes_per_second == 0 {

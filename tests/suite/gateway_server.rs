@@ -1008,7 +1008,7 @@ async fn the_rate_is_kept() {
     let memory = Memory::new();
     let cid = memory.add(&Item::File(vec![7; 1 << 20])).cid;
     let options = Options {
-        up: 2 << 20,
+        up: Some(Arc::new(manifs::net::Rate::new(2 << 20))),
         ..Options::default()
     };
     let router = Gateway::new(Arc::clone(&memory) as _, &options).router();

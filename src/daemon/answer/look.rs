@@ -60,6 +60,7 @@ pub(super) fn served(before: &Report, after: Report) -> Vec<Served> {
 impl Home {
     pub(super) fn status(&self) -> Status {
         let usage = self.store.usage();
+        let seeding = self.serving.seeding.load_full();
         let report = self.fetcher.report();
         let all = self.listing.all();
         let versions = || all.iter().flat_map(|(_, versions, _)| versions);
@@ -76,7 +77,12 @@ impl Home {
                 .serving
                 .gateway()
                 .map(|address| format!("http://{address}")),
-            problems: self.notes.lock().clone(),
+            torrent: seeding.as_ref().map(|seeding| seeding.status()),
+            problems: {
+                let mut problems = self.notes.lock().clone();
+                problems.extend(seeding.iter().flat_map(|seeding| seeding.problems()));
+                problems
+            },
             packages: all.len() as u64,
             versions: versions().count() as u64,
             installed: versions()

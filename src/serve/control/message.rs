@@ -271,6 +271,9 @@ pub struct Status {
     pub ends_with_last_mount: bool,
     /// Where it serves; none: it does not.
     pub gateway: Option<String>,
+    /// What it seeds; none: nothing.
+    #[serde(default)]
+    pub torrent: Option<TorrentStatus>,
     /// What keeps it from doing all it should.
     pub problems: Vec<String>,
     /// Packages, and their versions.
@@ -289,6 +292,30 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     /// Each registry.
     pub registries: Vec<RegistryItem>,
+}
+
+/// What is given to BitTorrent programs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TorrentStatus {
+    /// Where they connect.
+    pub listen: String,
+    /// Bytes given to them, of all that is seeded now.
+    pub uploaded: u64,
+    /// Each version, by name.
+    pub seeds: Vec<SeedStatus>,
+}
+
+/// A version that is seeded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedStatus {
+    /// Name and version.
+    pub package: String,
+    /// In hex.
+    pub info_hash: String,
+    /// Bytes given since it is seeded.
+    pub uploaded: u64,
+    /// Who is connected.
+    pub peers: u64,
 }
 
 /// What a store holds.

@@ -90,8 +90,8 @@ pub trait Shared: Send + Sync + 'static {
 pub struct Options {
     /// Names by which it may be called besides IP addresses and `localhost`: without port, any letter case.
     pub hosts: Vec<String>,
-    /// Bytes per second that all answers take together; 0 is no cap.
-    pub up: u64,
+    /// What all answers take together, and whatever else pays there; none is no cap.
+    pub up: Option<Arc<Rate>>,
 }
 
 /// The gateway. Cheap to clone.
@@ -132,7 +132,7 @@ impl Gateway {
                     .iter()
                     .map(|name| host::canonical(name))
                     .collect(),
-                rate: (options.up > 0).then(|| Arc::new(Rate::new(options.up))),
+                rate: options.up.clone(),
                 cars: Arc::new(Semaphore::new(CARS_MAX)),
                 waiting: Semaphore::new(WAITING_MAX),
             }),

@@ -108,7 +108,7 @@ pub struct SeedReport {
 pub struct Seeds {
     store: Arc<Store>,
     limits: Limits,
-    rate: Arc<Rate>,
+    rate: Option<Arc<Rate>>,
     batch_bytes: u64,
     peer_id: [u8; 20],
     seeds: RwLock<HashMap<[u8; 20], Arc<Seed>>>,
@@ -117,8 +117,8 @@ pub struct Seeds {
 }
 
 impl Seeds {
-    /// Makes an empty table. `up` caps the bytes given to others each second; 0 is no cap.
-    pub fn new(store: Arc<Store>, limits: Limits, up: u64) -> Arc<Seeds> {
+    /// Makes an empty table. Whatever is given to others is paid for at `up`.
+    pub fn new(store: Arc<Store>, limits: Limits, up: Option<Arc<Rate>>) -> Arc<Seeds> {
         let mut peer_id = [0; 20];
         peer_id[..8].copy_from_slice(PEER_ID_HEAD);
         for byte in &mut peer_id[8..] {
@@ -127,8 +127,8 @@ impl Seeds {
         Arc::new(Seeds {
             store,
             limits,
-            rate: Arc::new(Rate::new(up)),
-            batch_bytes: peer::batch_bytes(up),
+            batch_bytes: peer::batch_bytes(up.as_ref().map_or(0, |up| up.bytes_per_second())),
+            rate: up,
             peer_id,
             seeds: RwLock::default(),
             ended: Mutex::default(),

@@ -76,6 +76,10 @@ struct Scene {
 }
 
 async fn scene(limits: Limits, verify: Verify) -> Scene {
+    scene_capped(limits, verify, None).await
+}
+
+async fn scene_capped(limits: Limits, verify: Verify, cap: Option<Arc<Rate>>) -> Scene {
     let options = Options {
         quota: 64 << 20,
         verify,
@@ -100,7 +104,7 @@ async fn scene(limits: Limits, verify: Verify) -> Scene {
         store.put(&place, &block).unwrap();
         blocks.push(place);
     }
-    let seeds = Seeds::new(Arc::clone(&store), limits, 0);
+    let seeds = Seeds::new(Arc::clone(&store), limits, cap);
     let (first, second, size) = (blocks[0], blocks[1], bytes.len() as u64);
     let open = Box::new(move || {
         Some(Arc::new(TwoBlocks {
@@ -342,12 +346,16 @@ async fn shutting_down_hangs_up() {
     assert_eq!(frame(&mut stream).await, None);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_cap_slows_everybody_down_together() {
-    let scene = usual().await;
-    let capped = Seeds::new(Arc::clone(&scene.store), Limits::default(), 100_000);
-    assert_eq!(capped.batch_bytes, 12_500);
-    let start = tokio::time::Instant::now();
-    capped.rate.pay(1_000_000).await;
-    assert!(start.elapsed() >= Duration::from_secs(9));
+#[tokio::test]
+async fn a_cap_is_kept_and_cuts_batches() {
+    let cap = Arc::new(Rate::new(1 << 20));
+    let scene = scene_capped(Limits::default(), Verify::FirstTouch, Some(cap)).await;
+    assert_eq!(scene.seeds.batch_bytes, 128 << 10);
+    let mut stream = leecher(&scene).await;
+    let start = std::time::Instant::now();
+    assert_eq!(everything(&scene, &mut stream).await, scene.bytes);
+    assert!(start.elapsed() > Duration::from_millis(700));
+    assert_eq!(peer::batch_bytes(100_000), 12_500);
+    // Far below a request: slow, but not stuck.
+    assert_eq!(peer::batch_bytes(7), 1);
 }
