@@ -103,6 +103,9 @@ impl Home {
         let outcome = done.map_err(|error| publish_failure(&error))?;
         // Seen in the mounts of this home at once, by the way that everything takes.
         self.read_registries().await;
+        if let Some(seeding) = self.serving.seeding.load_full() {
+            seeding.look_again();
+        }
         Ok(Published {
             package: outcome.package.to_string(),
             manifest: outcome.manifest.to_string(),
