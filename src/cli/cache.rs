@@ -130,12 +130,12 @@ impl Evict {
                 targets: targets(&self.targets),
             },
         )?;
-        say(
-            context,
-            self.json,
-            &done,
-            &format!("{} files, {} freed", done.files, output::bytes(done.moved)),
-        )
+        let freed = format!("{} files, {} freed", done.files, output::bytes(done.moved));
+        let text = match done.kept {
+            0 => freed,
+            kept => format!("{freed}; {kept} kept, since they are pinned or published here"),
+        };
+        say(context, self.json, &done, &text)
     }
 }
 

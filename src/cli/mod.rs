@@ -33,6 +33,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config::{Config, ConfigError, Paths};
+use crate::fuse::mounting;
 use crate::serve::control::{ClientError, Failure, FailureKind};
 use output::Output;
 use session::Session;
@@ -153,13 +154,28 @@ impl Context {
     }
 }
 
-/// Returns what a person means by a target: a path relative to here becomes one from the root, which the daemon
-/// knows too. Everything else stays: packages never begin with a slash or a dot.
+/// Returns what a person means by a target: a path below a mount, also one relative to here, becomes one from the root,
+/// which the daemon knows too. Everything else stays: packages never begin with a slash or a dot.
 fn target(text: &str) -> String {
     let first = text.split('/').next().unwrap_or_default();
-    if !matches!(first, "" | "." | "..") {
-        return text.to_owned();
+    let path = from_the_root(text);
+    if matches!(first, "" | "." | "..") || is_below_a_mount(Path::new(&path)) {
+        path
+    } else {
+        text.to_owned()
     }
+}
+
+fn is_below_a_mount(path: &Path) -> bool {
+    mounting::mounts().is_ok_and(|mounts| {
+        mounts
+            .iter()
+            .any(|mount| path != mount.mountpoint && path.starts_with(&mount.mountpoint))
+    })
+}
+
+/// Returns an absolute path without `.` and `..`, by text alone: it may lie in a mount, which is not to be asked.
+fn from_the_root(text: &str) -> String {
     let Ok(path) = std::path::absolute(text) else {
         return text.to_owned();
     };

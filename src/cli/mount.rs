@@ -86,9 +86,10 @@ impl Mount {
             output::json(&json!(mounted))?;
         } else {
             context.output.say(&format!(
-                "mounted at {} ({} packages)",
+                "mounted at {} ({} package{})",
                 mounted.mountpoint.display(),
-                mounted.packages
+                mounted.packages,
+                if mounted.packages == 1 { "" } else { "s" }
             ));
         }
         mounted

@@ -202,8 +202,23 @@ impl Home {
         self.mount_with(&[])
     }
 
-    /// Mounts with further words.
+    /// Mounts with further words, and waits until something is there.
     pub(crate) fn mount_with(&mut self, words: &[&str]) -> PathBuf {
+        let mountpoint = self.mount_only(words);
+        // A publisher offers a version once it can serve all of it, and tells of it then.
+        self.wait_for("a package in the mount", |home| {
+            let listed = home.as_user("ls").arg("-A").arg(&mountpoint).output();
+            listed.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
+        });
+        mountpoint
+    }
+
+    /// Mounts, though there is nothing to be seen yet.
+    pub(crate) fn mount_empty(&mut self) -> PathBuf {
+        self.mount_only(&[])
+    }
+
+    fn mount_only(&mut self, words: &[&str]) -> PathBuf {
         let mountpoint = self.path().join(format!("mnt{}", self.mounts.len()));
         std::fs::create_dir_all(&mountpoint).expect("a mount point");
         std::os::unix::fs::chown(&mountpoint, self.user, self.user).expect("chown");
@@ -211,11 +226,6 @@ impl Home {
         let mut all = vec!["mount", mountpoint.to_str().expect("UTF-8")];
         all.extend(words);
         self.run(&all);
-        // A publisher offers a version once it can serve all of it, and tells of it then.
-        self.wait_for("a package in the mount", |home| {
-            let listed = home.as_user("ls").arg("-A").arg(&mountpoint).output();
-            listed.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
-        });
         mountpoint
     }
 

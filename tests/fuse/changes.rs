@@ -56,6 +56,52 @@ fn a_new_version_appears_within_seconds_and_the_old_one_goes_on() {
 }
 
 #[test]
+fn who_trusts_a_publisher_sees_its_packages_at_once() {
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), "content").unwrap();
+    let mut publisher = Home::new();
+    publisher.publish(source.path(), "pkg", "1.0.0");
+    let url = publisher.serve();
+    let mut reader = Home::new();
+    publisher.wait_for("the package", |_| {
+        sh(
+            "curl -sf \"$1\"/packages.json",
+            &[std::path::Path::new(&url)],
+        )
+        .contains("1.0.0")
+    });
+    reader.run(&["registry", "add", &url]);
+    let mountpoint = reader.mount_empty();
+    assert_eq!(sh("ls \"$1\"", &[&mountpoint]), "");
+    let key = publisher.path().join("keys/default.pub.pem");
+    reader.run(&["trust", "add", "pkg", key.to_str().unwrap()]);
+    assert_eq!(sh("ls \"$1\"", &[&mountpoint]), "pkg\n");
+    // A path relative to here names what the mount shows there.
+    let output = reader
+        .command()
+        .current_dir(&mountpoint)
+        .args(["why", "pkg/1.0.0/file"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        said.contains("pkg@1.0.0 is trusted by the rule for pkg"),
+        "{said}"
+    );
+    // Pinned files are kept, and it says so.
+    reader.run(&["warm", "pkg"]);
+    reader.run(&["pin", "pkg"]);
+    let evict = || {
+        let done = reader.run(&["evict", "pkg", "--json"]);
+        let done: serde_json::Value = serde_json::from_str(&done).unwrap();
+        (done["files"].as_u64(), done["kept"].as_u64())
+    };
+    assert_eq!(evict(), (Some(0), Some(1)));
+    reader.run(&["unpin", "pkg"]);
+    assert_eq!(evict(), (Some(1), Some(0)));
+}
+
+#[test]
 fn installed_by_hand_only() {
     let source = tempfile::tempdir().unwrap();
     std::fs::write(source.path().join("file"), "content").unwrap();

@@ -176,7 +176,9 @@ impl Home {
             }
         }
         for (id, size) in files {
-            let freed = self.store.evict(&FileRef { id, size });
+            let file = FileRef { id, size };
+            done.kept += u64::from(self.store.is_protected(&file));
+            let freed = self.store.evict(&file);
             done.files += u64::from(freed > 0);
             done.bytes += freed;
             done.moved += freed;

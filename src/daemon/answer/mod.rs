@@ -9,6 +9,7 @@ mod why;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -19,6 +20,9 @@ use crate::fetch::FetchError;
 use crate::install::{InstallError, Listed, Tree};
 use crate::manifest::PackageVersion;
 use crate::serve::control::{Done, Failure, FailureKind, Replies, Request};
+
+/// How long a reload waits for registries to be read again; it goes on behind.
+const LOOK_AFTER_RELOAD: Duration = Duration::from_secs(5);
 
 impl Home {
     /// Works on one request.
@@ -84,7 +88,12 @@ impl Home {
                 home.look().await?;
                 value(Done::default())
             }
-            Request::Reload => home.reload().await.map(|()| Value::Null),
+            Request::Reload => {
+                home.reload().await?;
+                // Whoever changed the trust policy looks into the mount next.
+                let _ = tokio::time::timeout(LOOK_AFTER_RELOAD, home.read_registries()).await;
+                Ok(Value::Null)
+            }
             Request::Stop => {
                 home.stop.cancel();
                 Ok(Value::Null)

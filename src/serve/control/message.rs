@@ -530,6 +530,9 @@ pub struct Done {
     /// Who delivered while it was done, to whomever; only of what fetches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Served>,
+    /// Files that were to be evicted and are kept: pinned, or published here.
+    #[serde(default)]
+    pub kept: u64,
 }
 
 /// What a source delivered.
