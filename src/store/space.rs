@@ -15,6 +15,7 @@ use super::disk::{Access, Name};
 use super::large::{Large, State};
 use super::read::{SmallState, is_small};
 use super::table::Folders;
+use super::write::is_full;
 use super::{Store, StoreError, Wait};
 use crate::block::{BLOCK_BYTES, Digest, FileRef, block_len};
 
@@ -400,7 +401,12 @@ impl Store {
         let file = self.handle_of(large, *state, Wait::Yes)?;
         if *state == State::Whole {
             // A complete name says that the file is complete, so it goes before the first hole comes.
-            self.write_map(large)?;
+            match self.write_map(large) {
+                // No room for a map must not keep room from being made: without one, blocks are looked for where the
+                // file has data, which misses none but those of zeros.
+                Err(error) if !is_full(&error) => return Err(error),
+                _ => {}
+            }
             self.disk.rename(Name::Whole(id), Name::Part(id))?;
             *state = State::Part;
         }

@@ -429,6 +429,52 @@ fn random_operations_with_every_use_verified() {
     run(options, cases, 60);
 }
 
+/// Runs the steps of a shrunk failure.
+fn again(verify: Verify, steps: &[Step]) {
+    let samples: Vec<Sample> = (0..SIZES.len()).map(Sample::new).collect();
+    let quota = QUOTA;
+    let mut world = World::new(Options { quota, verify });
+    for step in steps {
+        world.step(&samples, step).unwrap();
+    }
+}
+
+/// A complete file was damaged, and the disk too full for the map that was to come before the first hole.
+#[test]
+fn regression_damage_is_dropped_on_a_full_disk() {
+    use Step::{Crash, Fail, Flush, Ingest, Load, Protect, Put, Read, Room, Sync};
+    let steps = [
+        Ingest(2),
+        Sync,
+        Put(5, 2),
+        Put(0, 0),
+        Crash(13_184_285_993_289_533_101),
+        Put(5, 7),
+        Room(Some(80_656)),
+        Load(5, 4),
+    ];
+    again(Verify::Always, &steps);
+    let steps = [
+        Put(2, 0),
+        Put(0, 0),
+        Put(0, 0),
+        Read(0, 4, 1_889_544_859),
+        Fail(3),
+        Protect(0),
+        Ingest(3),
+        Put(7, 5),
+        Flush,
+        Put(6, 3),
+        Ingest(7),
+        Put(2, 0),
+        Load(3, 6),
+        Crash(17_993_504_999_403_310_433),
+        Room(Some(3_375_412)),
+        Load(7, 0),
+    ];
+    again(Verify::FirstTouch, &steps);
+}
+
 #[test]
 fn a_disk_in_memory_is_one_disk_for_all_clones() {
     let disk = MemoryDisk::new();
