@@ -313,6 +313,9 @@ impl Inspect {
         }
         output::line(&format!("manifest    {}", inspection.id))?;
         output::line(&format!("catalog CID {}", inspection.catalog))?;
+        if let Some(magnet) = &inspection.magnet {
+            output::line(&format!("magnet link {magnet}"))?;
+        }
         output::line(&format!("signed by   {}", inspection.signers.join(", ")))?;
         output::line(&format!("trusted by  the rule for {}", inspection.rule))?;
         show_object(&inspection.manifest)?;

@@ -34,13 +34,16 @@ pub(super) struct Publish {
     /// The directory of a registry; without it the home's own.
     #[arg(long)]
     registry: Option<String>,
-    /// Also puts the version there before it is announced: a directory, written with a slash, is a mirror. Several times
-    /// for several.
-    #[arg(long = "to", value_name = "DIR/")]
+    /// Also puts the version there before it is announced: a directory, written with a slash, is a mirror; `torrent`
+    /// writes a .torrent file into the registry and has this home's daemon seed it. Several times for several.
+    #[arg(long = "to", value_name = "torrent|DIR/")]
     to: Vec<String>,
     /// A mirror that readers of the package may ask, as URL; several times for all of them, in place of those before.
     #[arg(long = "http", value_name = "URL")]
     http: Vec<String>,
+    /// A BitTorrent tracker for the package, as URL; several times for all of them, in place of those before.
+    #[arg(long = "tracker", value_name = "URL")]
+    trackers: Vec<String>,
     /// Walks and hashes, and says what would be published.
     #[arg(long)]
     dry_run: bool,
@@ -115,6 +118,10 @@ impl Publish {
             keywords: self.keywords,
             publisher: self.publisher,
             http: self.http,
+            trackers: self.trackers,
+            seed: places
+                .iter()
+                .any(|place| matches!(place, Provider::Torrent)),
         };
         let package = format!("{}@{}", options.name, options.version);
         let mut session = context.session()?;
@@ -167,6 +174,8 @@ impl Publish {
 enum Provider {
     /// A directory of whole trees.
     Mirror(PathBuf),
+    /// The torrent swarm: the home does it all.
+    Torrent,
 }
 
 /// Reads a word of `--to`: a path has a slash in it, so that it is never taken for the name of a network.
@@ -179,6 +188,9 @@ fn provider(word: &str) -> Result<Provider, Failure> {
     }
     if word.contains('/') {
         return Ok(Provider::Mirror(PathBuf::from(word)));
+    }
+    if word == "torrent" {
+        return Ok(Provider::Torrent);
     }
     let message = format!("--to {word}: no such network");
     Err(Failure::new(FailureKind::Usage, message).hint(format!("a directory is written ./{word}")))
@@ -205,6 +217,7 @@ fn provide(
             let written = mirror.write(context, session, &request)?;
             context.output.say(&written.sentence());
         }
+        Provider::Torrent => {}
     }
     Ok(())
 }

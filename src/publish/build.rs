@@ -12,10 +12,12 @@ use super::options::Options;
 use super::progress::{Progress, Step};
 use super::refusal::{Reason, Refusals};
 use super::sink::Sink;
+use super::torrent::{self, Begun, Torrent};
 use super::walk::{Attributes, walk};
 use crate::catalog::{self, Catalog, Totals, sums};
 use crate::manifest::CatalogBlocks;
 use crate::manifest::sums::SUMS_BYTES_MAX;
+use crate::torrent::NotOffered;
 use crate::unixfs::Cid;
 
 /// A tree that was read.
@@ -25,6 +27,8 @@ pub(crate) struct Built {
     pub(crate) catalog: CatalogBlocks,
     /// The catalog's bytes, in an unnamed file.
     pub(crate) file: File,
+    /// The torrent, or why none is offered.
+    pub(crate) torrent: Result<Torrent, NotOffered>,
     /// Names in the root that are instructions, not content.
     pub(crate) instructions: Vec<String>,
 }
@@ -64,6 +68,12 @@ pub(crate) fn build(
     if walked.refusals.is_empty() {
         check_room(sink, walked.dense, catalog_bytes)?;
     }
+    // Also when refused already: then nothing comes of it, and no case is a case of its own.
+    let begun = torrent::begin(&options.package.tree_name(), &mut walked.catalog)?;
+    if let (true, Err(reason)) = (options.seed && walked.refusals.is_empty(), &begun) {
+        return Err(PublishError::NoTorrent(*reason));
+    }
+    let pieces = begun.as_ref().ok().map(Begun::pieces);
 
     progress.enter(Step::Ingest);
     let work = Ingest {
@@ -71,6 +81,7 @@ pub(crate) fn build(
         catalog: &walked.catalog,
         attributes: &attributes,
         sink,
+        pieces,
         allow_secrets: options.allow.secrets,
         progress,
     };
@@ -85,10 +96,14 @@ pub(crate) fn build(
         .finish(attributes.times(), &mut |_, _| Ok(()))?;
     // Nobody is given what a reader would refuse.
     catalog::validate(&sealed.file, sealed.len, &sealed.totals, sealed.root)?;
-    let blocks = store_catalog(sink, &sealed.file, sealed.len)?;
+    let blocks = store_catalog(sink, &sealed.file, sealed.len, pieces)?;
     if progress.is_cancelled() {
         return Err(PublishError::Cancelled);
     }
+    let torrent = match begun {
+        Ok(begun) => Ok(begun.finish()?),
+        Err(reason) => Err(reason),
+    };
     sink.sync()?;
     Ok(Built {
         totals: sealed.totals,
@@ -98,6 +113,7 @@ pub(crate) fn build(
             blocks,
         },
         file: sealed.file,
+        torrent,
         instructions: walked.instructions,
     })
 }

@@ -45,6 +45,7 @@ fn ingest_after(
         catalog: &walked.catalog,
         attributes: &attributes,
         sink,
+        pieces: None,
         allow_secrets: false,
         progress: &progress,
     };

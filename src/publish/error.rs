@@ -11,6 +11,7 @@ use crate::manifest::{
 use crate::registry::RegistryError;
 use crate::state::{SeenError, StateError};
 use crate::store::StoreError;
+use crate::torrent::NotOffered;
 
 /// Why a publish ends without a version. Nothing is visible then, unless it says so.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,12 @@ pub enum PublishError {
         /// What is pinned, installed or published here.
         held: u64,
     },
+    /// It is to be seeded, and has no torrent.
+    #[error("no torrent is offered: {0}")]
+    NoTorrent(NotOffered),
+    /// It is to be seeded, and exists with a manifest that names no torrent of this tree.
+    #[error("{0} exists, and its manifest does not name the torrent of its tree")]
+    OtherTorrent(PackageVersion),
     /// There are more entries, or longer names, than a catalog holds.
     #[error("the catalog would have more than {0} bytes")]
     CatalogSize(u64),
@@ -146,6 +153,10 @@ impl PublishError {
             PublishError::Exists { .. } => {
                 "a version never changes: publish this tree under a new version".to_owned()
             }
+            PublishError::NoTorrent(_) => {
+                "publish it without --to torrent, or in several packages".to_owned()
+            }
+            PublishError::OtherTorrent(_) => "publish the tree under a new version".to_owned(),
             PublishError::Busy(_) => "wait until it ends".to_owned(),
             PublishError::NoJob(_) => "publish again".to_owned(),
             PublishError::Stranger { .. } => {

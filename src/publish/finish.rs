@@ -20,6 +20,7 @@ use crate::manifest::{
 };
 use crate::registry::{Announcement, Registry, RegistryError};
 use crate::state::SeenError;
+use crate::torrent::{Info, MetainfoHints, metainfo};
 
 /// A version that is visible in this home and announced in its registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,6 +278,7 @@ impl Publisher {
             manifest: manifest.bytes().clone(),
             index: index.bytes().clone(),
             sums: job.sums.clone(),
+            torrent: job.torrent.as_ref().map(|info| info.bytes().clone()),
         })
     }
 
@@ -335,8 +337,18 @@ impl Publisher {
                 .published()
                 .put(&Envelope::parse(index.envelope())?)?;
         }
+        // Marked whether a daemon runs or not: whoever seeds for this home reads the list.
+        let torrent = match (&signed.torrent, trusted.manifest().torrent) {
+            (Some(bytes), Some(named)) => Info::verify(bytes.clone(), &named.info_hash).ok(),
+            _ => None,
+        };
+        if let Some(info) = &torrent {
+            self.state.seeding().put_info(info)?;
+            self.state.seeding().add(&signed.package)?;
+        }
         Ok(Shown {
             manifest: trusted,
+            torrent,
             index,
             sums: signed.sums.clone(),
             replaces: signed.replaces,
@@ -359,12 +371,21 @@ impl Publisher {
             self.announce_others(package, index, registry).await?;
         }
         // Already announced, by a process that died just after: then nothing is replaced.
+        let torrent = shown.torrent.as_ref().map(|info| {
+            let said = shown.index.as_ref().map(TrustedIndex::index);
+            let hints = said.map_or_else(MetainfoHints::default, |index| MetainfoHints {
+                trackers: &index.trackers,
+                http: &index.http,
+            });
+            Bytes::from(metainfo(info, hints))
+        });
         let index = shown.index.map(|index| index.envelope().clone());
         let index = index.filter(|index| there.as_ref() != Some(index));
         let announcement = Announcement {
             package: package.clone(),
             manifest: Some(shown.manifest.envelope().clone()),
             sums: shown.sums,
+            torrent,
             index,
             replaces: shown.replaces,
             keys: keys(&shown.manifest, trust),
@@ -396,6 +417,7 @@ impl Publisher {
                 package: other,
                 manifest: Some(manifest.into()),
                 sums: None,
+                torrent: None,
                 index: None,
                 replaces: None,
                 keys: Vec::new(),
@@ -423,6 +445,7 @@ struct Shown {
     manifest: TrustedManifest,
     index: Option<TrustedIndex>,
     sums: Option<Bytes>,
+    torrent: Option<Info>,
     replaces: Option<Digest>,
 }
 

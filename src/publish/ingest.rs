@@ -30,6 +30,7 @@ use super::spool::{SpoolReader, SpooledFile};
 use super::walk::{Attributes, join, reason_of};
 use crate::block::{BLOCK_BYTES, Block, Digest, block_count, block_len};
 use crate::catalog::Writer;
+use crate::torrent::Pieces;
 use crate::unixfs::file;
 
 /// The most threads: more of them only wait for the disk, and each may hold [`BLOCKS_UNDER_WAY`] blocks.
@@ -59,6 +60,8 @@ pub(crate) struct Ingest<'a> {
     pub(crate) catalog: &'a Writer,
     pub(crate) attributes: &'a Attributes,
     pub(crate) sink: &'a dyn Sink,
+    /// Takes the bytes for the version's torrent, if one is offered.
+    pub(crate) pieces: Option<&'a Pieces>,
     /// Whether files are published that look like secrets.
     pub(crate) allow_secrets: bool,
     pub(crate) progress: &'a Progress,
@@ -113,6 +116,8 @@ struct BlockWork<'s> {
     sink: Arc<dyn LargeSink + 's>,
     index: u64,
     bytes: Arc<Vec<u8>>,
+    /// Where it lies in the torrent, when its pieces do not have to be brought in order.
+    torrent: Option<u64>,
     slot: Arc<OnceLock<Digest>>,
 }
 
@@ -280,6 +285,9 @@ impl<'a> Run<'a> {
         let block = Block::seal(Bytes::copy_from_slice(&buffer));
         self.work.sink.small(&block)?;
         self.work.catalog.set_id(file.row, block.digest())?;
+        if let Some((pieces, offset)) = self.torrent_place(file.row) {
+            pieces.add(offset, &buffer);
+        }
         self.work.progress.read(0, before.size);
         self.give_back(buffer);
         Ok(())
@@ -296,10 +304,14 @@ impl<'a> Run<'a> {
         self.judge(head)?;
         let data = data_bytes(opened, before).map_err(|error| unreadable(&error))?;
         let sink = self.work.sink.large(before.size, data)?;
+        let torrent = self.torrent_place(file.row);
+        let shared = torrent.is_some_and(|(pieces, _)| pieces.layout().is_small(before.size));
         let mut large = Large {
             run: self,
             row: file.row,
             sink: &sink,
+            torrent,
+            shared,
             waiting: VecDeque::new(),
             gathered: Vec::with_capacity(DIGESTS_GATHERED),
             written: 0,
@@ -328,6 +340,9 @@ impl<'a> Run<'a> {
         {
             self.fail(error);
         }
+        if let (Some(pieces), Some(offset)) = (self.work.pieces, block.torrent) {
+            pieces.add(offset, &block.bytes);
+        }
         let BlockWork {
             bytes, slot, sink, ..
         } = block;
@@ -342,12 +357,27 @@ impl<'a> Run<'a> {
     fn refuse(&self, reason: Reason, path: &[u8], detail: &str) {
         self.refusals.lock().add(reason, path, detail.as_bytes());
         self.refused.store(true, Ordering::Relaxed);
+        self.give_up();
     }
 
     fn fail(&self, error: PublishError) {
         // The first one is what went wrong; others follow from it.
         self.failure.lock().get_or_insert(error);
         self.failed.store(true, Ordering::Relaxed);
+        self.give_up();
+    }
+
+    /// Lets nobody wait for bytes that will not be read.
+    fn give_up(&self) {
+        if let Some(pieces) = self.work.pieces {
+            pieces.give_up();
+        }
+    }
+
+    /// Returns where a file lies in the torrent, and what takes its bytes.
+    fn torrent_place(&self, row: u32) -> Option<(&'a Pieces, u64)> {
+        let pieces = self.work.pieces?;
+        Some((pieces, pieces.layout().offset_of(row)?))
     }
 
     fn stopped(&self) -> bool {
@@ -374,6 +404,7 @@ impl Drop for AbortOnPanic<'_, '_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.failed.store(true, Ordering::Relaxed);
+            self.0.give_up();
             self.0.queue.abort();
         }
     }
@@ -384,6 +415,10 @@ struct Large<'r, 'a> {
     run: &'r Run<'a>,
     row: u32,
     sink: &'r Arc<dyn LargeSink + 'a>,
+    /// What takes its bytes for the torrent, and where they lie in it.
+    torrent: Option<(&'a Pieces, u64)>,
+    /// Whether other files lie in its pieces too, so that they have to be brought in order.
+    shared: bool,
     /// Digests of the last blocks, in order, that are known or being made.
     waiting: VecDeque<Arc<OnceLock<Digest>>>,
     /// Digests in order that the catalog does not have yet.
@@ -421,6 +456,9 @@ impl<'a> Large<'_, 'a> {
                 };
                 self.waiting.push_back(Arc::new(OnceLock::from(digest)));
                 self.whole.update(zeros);
+                if let Some((pieces, offset)) = self.torrent {
+                    pieces.add_zeros(offset + start, len as u64);
+                }
             } else {
                 self.read_block(opened, index, len)?;
             }
@@ -443,6 +481,13 @@ impl<'a> Large<'_, 'a> {
         if read != len {
             return Err(changed());
         }
+        let torrent = self
+            .torrent
+            .map(|(pieces, offset)| (pieces, offset + index * BLOCK_BYTES));
+        // Whoever may have to wait must not be a thread that blocks wait for.
+        if let Some((pieces, offset)) = torrent.filter(|_| self.shared) {
+            pieces.add(offset, &buffer);
+        }
         let bytes = Arc::new(buffer);
         let slot = Arc::new(OnceLock::new());
         self.waiting.push_back(Arc::clone(&slot));
@@ -450,6 +495,7 @@ impl<'a> Large<'_, 'a> {
             sink: Arc::clone(self.sink),
             index,
             bytes: Arc::clone(&bytes),
+            torrent: torrent.filter(|_| !self.shared).map(|(_, offset)| offset),
             slot,
         });
         self.whole.update(&*bytes);
@@ -544,6 +590,7 @@ pub(crate) fn store_catalog(
     sink: &dyn Sink,
     catalog: &std::fs::File,
     len: u64,
+    pieces: Option<&Pieces>,
 ) -> Result<Vec<Digest>, PublishError> {
     let mut buffer = vec![0; BLOCK_BYTES as usize];
     let large = if len > BLOCK_BYTES {
@@ -557,6 +604,10 @@ pub(crate) fn store_catalog(
         let bytes = read_up_to(catalog, &mut buffer[..wanted], index * BLOCK_BYTES)?;
         if bytes.len() != wanted {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        if let Some(pieces) = pieces {
+            // The catalog is the torrent's first file.
+            pieces.add(index * BLOCK_BYTES, bytes);
         }
         match &large {
             Some(large) => {

@@ -24,11 +24,12 @@ use crate::block::Digest;
 use crate::manifest::json::Json;
 use crate::manifest::{
     Envelope, Manifest, ManifestFields, ManifestId, PackageName, PackageVersion, ReleaseIndex,
-    Signed, Timestamp, TrustPolicy,
+    Signed, Timestamp, TorrentRef, TrustPolicy,
 };
 use crate::registry::{Registry, RegistryError};
 use crate::state::State;
 use crate::store::Store;
+use crate::torrent::Info;
 
 /// How long a publish waits for another one of the same package.
 const TURN_WITHIN: Duration = Duration::from_secs(30);
@@ -141,6 +142,8 @@ pub(super) struct Job {
     pub(super) manifest: Part<Manifest>,
     pub(super) index: Part<ReleaseIndex>,
     pub(super) sums: Option<Bytes>,
+    /// The info dictionary, when the version is to be seeded.
+    pub(super) torrent: Option<Info>,
     pub(super) replaces: Option<Digest>,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) kept: Kept,
@@ -282,6 +285,11 @@ impl Publisher {
                 manifest: draft.manifest,
                 index: draft.index,
                 sums: built.sums()?.map(Bytes::from),
+                torrent: built
+                    .torrent
+                    .ok()
+                    .filter(|_| options.seed)
+                    .map(|torrent| torrent.info),
                 replaces: known.replaces,
                 registry,
                 kept,
@@ -415,6 +423,15 @@ impl Draft {
                 _ => (new.id(), Part::Unsigned(new)),
             },
         };
+        if options.seed {
+            let named = match (&manifest, &known.manifest) {
+                (Part::Signed(_), Some(there)) => there.manifest().torrent,
+                _ => torrent_of(built),
+            };
+            if named.is_none() || named != torrent_of(built) {
+                return Err(PublishError::OtherTorrent(package.clone()));
+            }
+        }
         let index = next_index(known, options, id, now)?;
         let summary = Summary {
             package: package.clone(),
@@ -433,6 +450,15 @@ impl Draft {
             index,
         })
     }
+}
+
+/// Returns how a manifest names the torrent, which it does whenever one is offered: it is never changed afterwards.
+fn torrent_of(built: &Built) -> Option<TorrentRef> {
+    let torrent = built.torrent.as_ref().ok()?;
+    Some(TorrentRef {
+        info_hash: torrent.info.hash(),
+        piece_length: torrent.piece_bytes,
+    })
 }
 
 fn manifest_of(
@@ -457,7 +483,7 @@ fn manifest_of(
         bytes: built.totals.bytes,
         catalog: built.catalog.clone(),
         root: built.root,
-        torrent: None,
+        torrent: torrent_of(built),
         description: about.description.clone(),
         license: about.license.clone(),
         homepage: about.homepage.clone(),

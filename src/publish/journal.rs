@@ -16,11 +16,13 @@ use crate::block::Digest;
 use crate::durable;
 use crate::manifest::sums::SUMS_BYTES_MAX;
 use crate::manifest::{ENVELOPE_BYTES_MAX, PackageVersion};
+use crate::torrent::INFO_BYTES_MAX;
 
 const JOB: &str = "job.json";
 const MANIFEST: &str = "manifest.json";
 const INDEX: &str = "index.json";
 const SUMS: &str = "SHA256SUMS";
+const TORRENT: &str = "info";
 
 /// The version of `job.json`; another one is refused.
 const FORMAT: u32 = 1;
@@ -36,6 +38,8 @@ pub(crate) struct Signed {
     pub(crate) manifest: Bytes,
     pub(crate) index: Bytes,
     pub(crate) sums: Option<Bytes>,
+    /// The info dictionary, when the version is to be seeded.
+    pub(crate) torrent: Option<Bytes>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,6 +50,8 @@ struct Record {
     registry: String,
     replaces: Option<Digest>,
     sums: bool,
+    #[serde(default)]
+    torrent: bool,
 }
 
 /// The journal of a home.
@@ -74,6 +80,7 @@ impl Journal {
             (MANIFEST, Some(&signed.manifest)),
             (INDEX, Some(&signed.index)),
             (SUMS, signed.sums.as_ref()),
+            (TORRENT, signed.torrent.as_ref()),
         ];
         for (name, bytes) in files {
             if let Some(bytes) = bytes {
@@ -86,6 +93,7 @@ impl Journal {
             registry: signed.registry.clone(),
             replaces: signed.replaces,
             sums: signed.sums.is_some(),
+            torrent: signed.torrent.is_some(),
         };
         durable::write_json(&path.join(JOB), &record)
     }
@@ -121,6 +129,7 @@ impl Journal {
             manifest: read(MANIFEST, ENVELOPE_BYTES_MAX as u64, true)?.unwrap_or_default(),
             index: read(INDEX, ENVELOPE_BYTES_MAX as u64, true)?.unwrap_or_default(),
             sums: read(SUMS, SUMS_BYTES_MAX, record.sums)?,
+            torrent: read(TORRENT, INFO_BYTES_MAX as u64, record.torrent)?,
         }))
     }
 
@@ -171,11 +180,13 @@ mod tests {
             manifest: Bytes::from_static(b"m"),
             index: Bytes::from_static(b"i"),
             sums: Some(Bytes::from_static(b"s")),
+            torrent: Some(Bytes::from_static(b"t")),
         };
         journal.signed(&job, &signed).unwrap();
         assert_eq!(journal.read(&job).unwrap(), Some(signed.clone()));
         // The same again, with less: what lies about is not read.
         signed.sums = None;
+        signed.torrent = None;
         journal.signed(&job, &signed).unwrap();
         assert_eq!(journal.read(&job).unwrap(), Some(signed));
         journal.remove(&job).unwrap();

@@ -26,6 +26,7 @@ mod refusal;
 mod rules;
 mod sink;
 mod spool;
+mod torrent;
 mod walk;
 
 pub use error::PublishError;

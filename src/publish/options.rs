@@ -117,6 +117,9 @@ pub struct Options {
     /// When the release index goes stale.
     #[serde(default)]
     pub expires: Option<Timestamp>,
+    /// Write a `.torrent` file beside the manifest, and seed the version from this home (`--to torrent`).
+    #[serde(default)]
+    pub seed: bool,
     /// For people.
     #[serde(default)]
     pub about: About,
@@ -135,6 +138,7 @@ impl Options {
             mtime: None,
             latest: Latest::default(),
             expires: None,
+            seed: false,
             about: About::default(),
             hints: Hints::default(),
         }

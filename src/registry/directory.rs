@@ -174,7 +174,11 @@ fn put(tree: &Tree, announcement: &Announcement) -> Result<(), RegistryError> {
         announcement.manifest.as_ref(),
     );
     let index = (index, announcement.index.as_ref());
-    let files = [sums, manifest, index]
+    let torrent = (
+        Place::Torrent(package.clone()),
+        announcement.torrent.as_ref(),
+    );
+    let files = [sums, torrent, manifest, index]
         .into_iter()
         .filter_map(|(place, bytes)| bytes.map(|bytes| (place, bytes)));
     for (place, bytes) in keys.chain(files) {

@@ -5,6 +5,10 @@ use std::fmt;
 use crate::manifest::{ENVELOPE_BYTES_MAX, KeyId, PackageName, PackageVersion};
 
 use super::{KEY_BYTES_MAX, LISTING_BYTES_MAX, SUMS_BYTES_MAX};
+use crate::torrent::INFO_BYTES_MAX;
+
+/// The largest `.torrent` file, in bytes: an info dictionary, and a release index's hints.
+const TORRENT_BYTES_MAX: u64 = INFO_BYTES_MAX as u64 + (1 << 20);
 
 /// A file of a registry. Its text is the path below the root, always relative and without `..`: names, versions and
 /// key ids have no other characters than those of their grammars.
@@ -18,6 +22,8 @@ pub enum Place {
     Manifest(PackageVersion),
     /// `SHA256SUMS` of a version.
     Sums(PackageVersion),
+    /// The `.torrent` file of a version.
+    Torrent(PackageVersion),
     /// A public key.
     Key(KeyId),
 }
@@ -42,7 +48,10 @@ impl Place {
         match file {
             "manifest.json" => Some(Place::Manifest(package)),
             "SHA256SUMS" => Some(Place::Sums(package)),
-            _ => None,
+            _ => {
+                let tree = file.strip_suffix(".torrent")?;
+                (tree == package.tree_name()).then_some(Place::Torrent(package))
+            }
         }
     }
 
@@ -52,6 +61,7 @@ impl Place {
             Place::Listing => LISTING_BYTES_MAX,
             Place::Index(_) | Place::Manifest(_) => ENVELOPE_BYTES_MAX as u64,
             Place::Sums(_) => SUMS_BYTES_MAX,
+            Place::Torrent(_) => TORRENT_BYTES_MAX,
             Place::Key(_) => KEY_BYTES_MAX,
         }
     }
@@ -76,6 +86,13 @@ impl fmt::Display for Place {
                     package.name, package.version
                 )
             }
+            Place::Torrent(package) => write!(
+                f,
+                "packages/{}/{}/{}.torrent",
+                package.name,
+                package.version,
+                package.tree_name()
+            ),
             Place::Key(key) => write!(f, "keys/{key}.pem"),
         }
     }
@@ -95,6 +112,7 @@ mod tests {
             "packages/tool/1.0.0/manifest.json",
             "packages/acme/tool/1.0.0-rc.1/manifest.json",
             "packages/acme/tool/1.0.0/SHA256SUMS",
+            "packages/acme/tool/1.0.0/acme-tool-1.0.0.torrent",
             // A package may have such a name; then its directory is where another one's index would be.
             "packages/acme/index.json/index.json",
             "packages/acme/index.json/1.0.0/manifest.json",
@@ -120,6 +138,7 @@ mod tests {
             "packages/tool/1.0/manifest.json",
             "packages/tool/1.0.0/manifest.json/",
             "packages/tool/1.0.0/other",
+            "packages/tool/1.0.0/tool-1.0.1.torrent",
             "packages/Tool/1.0.0/manifest.json",
             "packages/tool/latest/manifest.json",
             "/packages/tool/index.json",

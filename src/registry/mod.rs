@@ -122,6 +122,8 @@ pub struct Announcement {
     pub manifest: Option<Bytes>,
     /// `SHA256SUMS`, for people.
     pub sums: Option<Bytes>,
+    /// A `.torrent` file, for people and other clients.
+    pub torrent: Option<Bytes>,
     /// The release index's envelope; written after everything it names.
     pub index: Option<Bytes>,
     /// The SHA-256 of the index envelope that `index` was made from, `None` if there was none. When another one has

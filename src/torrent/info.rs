@@ -1,10 +1,5 @@
 //! The info dictionary: what the info hash is of.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "lengths fit usize on the 64-bit machines that the crate insists on"
-)]
-
 use bytes::Bytes;
 use sha1::{Digest as _, Sha1};
 

@@ -78,3 +78,79 @@ fn escape(link: &mut String, value: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use sha1::{Digest as _, Sha1};
+
+    use super::*;
+
+    fn hints() -> (Vec<String>, Vec<String>) {
+        let trackers = ["http://a.example/announce", "udp://b.example:6969"];
+        let http = ["https://c.example/m", "https://d.example/m//"];
+        (
+            trackers.map(str::to_owned).to_vec(),
+            http.map(str::to_owned).to_vec(),
+        )
+    }
+
+    fn info() -> Info {
+        let bytes = Bytes::from_static(b"d5:filesle4:name1:ne");
+        let hash = Sha1::digest(&bytes).into();
+        Info::verify(bytes, &hash).unwrap()
+    }
+
+    #[test]
+    fn a_torrent_file_is_canonical_and_has_what_is_known() {
+        let (trackers, http) = hints();
+        let all = MetainfoHints {
+            trackers: &trackers,
+            http: &http,
+        };
+        let text = |hints| String::from_utf8(metainfo(&info(), hints)).unwrap();
+        assert_eq!(
+            text(all),
+            "d8:announce25:http://a.example/announce\
+             13:announce-listll25:http://a.example/announceel20:udp://b.example:6969ee\
+             4:infod5:filesle4:name1:ne\
+             8:url-listl20:https://c.example/m/20:https://d.example/m/ee"
+        );
+        assert_eq!(
+            text(MetainfoHints::default()),
+            "d4:infod5:filesle4:name1:nee"
+        );
+    }
+
+    #[test]
+    fn a_magnet_link_escapes_what_would_end_a_value() {
+        let (trackers, http) = hints();
+        let link = magnet(
+            &[0xab; 20],
+            "a b&c-1.0.0",
+            MetainfoHints {
+                trackers: &trackers[1..],
+                http: &http[..1],
+            },
+        );
+        assert_eq!(
+            link,
+            format!(
+                "magnet:?xt=urn:btih:{}&dn=a%20b%26c-1.0.0&tr=udp%3A%2F%2Fb.example%3A6969&ws=https%3A%2F%2Fc.example%2Fm%2F",
+                "ab".repeat(20)
+            )
+        );
+    }
+
+    #[test]
+    fn bytes_with_another_hash_are_no_dictionary() {
+        let bytes = info().bytes().clone();
+        assert!(Info::verify(bytes, &[0; 20]).is_err());
+        let long = Bytes::from(vec![0; (16 << 20) + 1]);
+        let hash = Sha1::digest(&long).into();
+        assert_eq!(
+            Info::verify(long, &hash),
+            Err(super::super::InfoError::Length)
+        );
+    }
+}

@@ -227,3 +227,141 @@ impl Open {
         freed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Piece hashes by the plainest way: all bytes in memory.
+    fn plain(layout: &Layout, bytes: &[u8]) -> Vec<Sha1Hash> {
+        let pieces = (0..layout.piece_count()).map(|index| layout.piece(index));
+        pieces
+            .map(|piece| Sha1::digest(&bytes[piece.start as usize..piece.end as usize]).into())
+            .collect()
+    }
+
+    /// A layout with its bytes, and its files' spans in the order of the torrent.
+    fn torrent(sizes: &[u64]) -> (Arc<Layout>, Vec<u8>, Vec<(u64, u64)>) {
+        let layout = Layout::new(300, (1..).zip(sizes.iter().copied())).unwrap();
+        let mut bytes = vec![0; layout.bytes() as usize];
+        let mut spans = Vec::new();
+        for span in layout.spans(0..layout.bytes()) {
+            if span.place != super::super::Place::Padding {
+                let range = span.bytes.start as usize..span.bytes.end as usize;
+                for (byte, at) in bytes[range].iter_mut().zip(span.bytes.clone()) {
+                    *byte = (at % 251) as u8;
+                }
+                spans.push((span.bytes.start, span.bytes.end));
+            }
+        }
+        (Arc::new(layout), bytes, spans)
+    }
+
+    const SIZES: [u64; 9] = [
+        0,
+        1,
+        700_000,
+        3_000_000,
+        1_048_575,
+        1_048_576,
+        900_000,
+        5 << 20,
+        1_500_001,
+    ];
+
+    #[test]
+    fn pieces_hash_the_same_in_whatever_order_spans_come() {
+        let (layout, bytes, spans) = torrent(&SIZES);
+        let mut orders: Vec<Vec<(u64, u64)>> = vec![spans.clone()];
+        orders.push(spans.iter().rev().copied().collect());
+        // Cut small, and the odd ones first.
+        let mut cut = Vec::new();
+        for (start, end) in spans {
+            let mut at = start;
+            while at < end {
+                let next = (at + 299_999).min(end);
+                cut.push((at, next));
+                at = next;
+            }
+        }
+        let (odd, even): (Vec<_>, Vec<_>) = (0..).zip(cut).partition(|(index, _)| index % 2 == 1);
+        orders.push(odd.into_iter().chain(even).map(|(_, span)| span).collect());
+        for order in orders {
+            let pieces = Pieces::new(Arc::clone(&layout));
+            for (start, end) in order {
+                pieces.add(start, &bytes[start as usize..end as usize]);
+            }
+            assert_eq!(pieces.finish(), Some(plain(&layout, &bytes)));
+        }
+    }
+
+    #[test]
+    fn zeros_are_hashed_as_if_they_had_been_read() {
+        let sizes = [1000, 3 << 20, (2 << 20) + 5, (1 << 20) + 1];
+        let layout = Arc::new(Layout::new(1 << 20, (1..).zip(sizes)).unwrap());
+        let pieces = Pieces::new(Arc::clone(&layout));
+        for span in layout.spans(0..layout.bytes()) {
+            if span.place != super::super::Place::Padding {
+                pieces.add_zeros(span.bytes.start, span.bytes.end - span.bytes.start);
+            }
+        }
+        let bytes = vec![0; layout.bytes() as usize];
+        assert_eq!(pieces.finish(), Some(plain(&layout, &bytes)));
+    }
+
+    #[test]
+    fn a_missing_byte_is_no_hash() {
+        let (layout, bytes, spans) = torrent(&SIZES);
+        let pieces = Pieces::new(Arc::clone(&layout));
+        for (start, end) in spans {
+            let end = if start == 0 { end - 1 } else { end };
+            pieces.add(start, &bytes[start as usize..end as usize]);
+        }
+        assert_eq!(pieces.finish(), None);
+    }
+
+    /// Small files of pieces longer than all that may wait, from two threads of which one is far ahead.
+    #[test]
+    fn who_is_too_far_ahead_waits_and_giving_up_frees_it() {
+        let size = 48 << 20;
+        // Enough bytes for pieces of 128 MiB, most of which nobody reads.
+        let sizes = [size, size, size, 9 << 40];
+        let layout = Arc::new(Layout::new(300, (1..).zip(sizes)).unwrap());
+        assert_eq!(layout.piece_bytes(), 128 << 20);
+        let piece = layout.offset_of(1).unwrap();
+        let block = vec![7; 1 << 20];
+        let bring = |pieces: &Pieces, file: u64| {
+            for index in 0..48 {
+                pieces.add(piece + file * size + index * (1 << 20), &block);
+            }
+        };
+        let pieces = Pieces::new(Arc::clone(&layout));
+        std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| {
+                bring(&pieces, 1);
+                bring(&pieces, 2);
+            });
+            while pieces.state.lock().waiting_bytes + (1 << 20) <= WAITING_BYTES_MAX {
+                std::thread::yield_now();
+            }
+            assert!(!ahead.is_finished());
+            bring(&pieces, 0);
+        });
+        let state = pieces.state.into_inner();
+        assert_eq!(state.waiting_bytes, 0);
+        let hashed: Vec<_> = state.hashes.iter().flatten().collect();
+        let all = vec![7; 128 << 20];
+        assert_eq!(hashed.len(), 2);
+        assert_eq!(*hashed[0], <[u8; 20]>::from(Sha1::digest(all)));
+
+        let pieces = Pieces::new(layout);
+        std::thread::scope(|scope| {
+            scope.spawn(|| bring(&pieces, 1));
+            scope.spawn(|| bring(&pieces, 2));
+            while pieces.state.lock().waiting_bytes + (1 << 20) <= WAITING_BYTES_MAX {
+                std::thread::yield_now();
+            }
+            pieces.give_up();
+        });
+    }
+}

@@ -140,6 +140,7 @@ impl Home {
             package: manifest.package.clone(),
             manifest: Some(signed::sign(manifest.clone(), &[&key]).bytes().clone()),
             sums: None,
+            torrent: None,
             index: Some(signed::sign(index, &[&key]).bytes().clone()),
             replaces: before.map(|bytes| Digest::of(&bytes)),
             keys: Vec::new(),

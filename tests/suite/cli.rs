@@ -510,6 +510,9 @@ fn a_package_is_published_looked_at_and_copied() {
 
     let inspected = home.run(&["inspect", "acme/tools", "--json"]).ok().json();
     assert_eq!(inspected["manifest"]["files"], 5);
+    let magnet = inspected["magnet"].as_str().unwrap();
+    assert!(magnet.starts_with("magnet:?xt=urn:btih:"), "{magnet}");
+    assert!(magnet.contains("&dn=acme-tools-"), "{magnet}");
     let sums = home.run(&["inspect", "--sums", "acme/tools"]).ok().out;
     assert!(sums.contains("  hello.txt\n"), "{sums}");
     let warmed = home.run(&["warm", "acme/tools", "--json"]).ok().json();

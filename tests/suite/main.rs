@@ -31,5 +31,6 @@ mod store;
 mod store_model;
 mod store_speed;
 mod torrent;
+mod torrent_publish;
 mod trust;
 mod unixfs;

@@ -65,8 +65,9 @@ fn lay_out(root: &Path, items: &BTreeMap<Vec<u8>, Item>, backwards: bool) {
     }
 }
 
-fn vector_options(tree: &Value, number: usize) -> Options {
-    let mut options = options(&format!("vectors/tree@1.0.{number}"));
+fn vector_options(tree: &Value) -> Options {
+    let word = |name: &str| tree[name].as_str().unwrap();
+    let mut options = options(&format!("{}@{}", word("name"), word("version")));
     options.preserve = tree["preserve"] == true;
     options.mtime = tree["mtime"].as_i64();
     options.allow.case = tree["allow"]
@@ -81,7 +82,7 @@ async fn trees_on_disk_give_exactly_the_vectors_catalogs() {
     let full = common::full("publishing vectors of gigabytes or 200,000 files");
     let home = Home::new();
     let mut checked = 0;
-    for (number, tree) in vectors["trees"].as_array().unwrap().iter().enumerate() {
+    for tree in vectors["trees"].as_array().unwrap() {
         let slow = tree["slow"] == true || tree["id"] == "catalog-1MiB";
         if tree["disk"] == false || slow && !full {
             continue;
@@ -95,7 +96,7 @@ async fn trees_on_disk_give_exactly_the_vectors_catalogs() {
             let root = dir.path().join("root");
             fs::create_dir(&root).unwrap();
             lay_out(&root, &items, backwards);
-            let prepared = home.prepare(&root, vector_options(tree, number)).await;
+            let prepared = home.prepare(&root, vector_options(tree)).await;
             let prepared = prepared.unwrap_or_else(|error| panic!("{id}: {error}"));
             let manifest = prepared.manifest.expect("it is new");
             assert_eq!(manifest.root.to_string(), expect["root"], "{id}");
@@ -105,6 +106,11 @@ async fn trees_on_disk_give_exactly_the_vectors_catalogs() {
                 "{id}"
             );
             assert_eq!(manifest.bytes, expect["totals"]["bytes"], "{id}");
+            let torrent = manifest.torrent;
+            let info_hash = torrent.map(|torrent| hex::encode(torrent.info_hash));
+            assert_eq!(info_hash.as_deref(), expect["info_hash"].as_str(), "{id}");
+            let piece_length = torrent.map(|torrent| torrent.piece_length);
+            assert_eq!(piece_length, expect["piece_length"].as_u64(), "{id}");
             let (size, blocks) = expected_catalog(&expect["catalog"]);
             assert_eq!(manifest.catalog.size, size, "{id}");
             let blocks_are: Vec<String> = manifest

@@ -47,6 +47,7 @@ fn announcement(text: &str) -> Announcement {
         package: package(text),
         manifest: Some(Bytes::from(format!("manifest of {text}"))),
         sums: Some(Bytes::from_static(b"sums")),
+        torrent: None,
         index: Some(Bytes::from(format!("index with {text}"))),
         replaces: None,
         keys: vec![("ab".repeat(32).parse().unwrap(), Bytes::from_static(b"pem"))],

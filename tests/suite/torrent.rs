@@ -191,3 +191,20 @@ fn what_is_too_much_is_not_offered_and_says_why() {
         Err(NotOffered::Bytes)
     );
 }
+
+/// Changing these bytes changes info hashes that are signed: another torrent is another format, to be bumped.
+#[test]
+fn golden_info_dictionary_of_the_smallest_version() {
+    let tree = json!({
+        "name": "demo", "version": "1.0.0", "preserve": false, "mtime": null,
+        "entries": [],
+    });
+    let (layout, info) = Tree::of(&tree, &items(&tree)).torrent().unwrap();
+    assert_eq!((layout.bytes(), layout.piece_count()), (1 << 20, 1));
+    let head = "d5:filesld6:lengthi128e4:pathl7:.manifs7:catalogeed4:attr1:p6:lengthi1048448e\
+                4:pathl4:.pad7:1048448eee4:name10:demo-1.0.012:piece lengthi1048576e6:pieces20:";
+    let bytes = info.bytes();
+    assert_eq!(bytes[..head.len()], *head.as_bytes());
+    assert_eq!(bytes.len(), head.len() + 21);
+    assert_eq!(bytes.last(), Some(&b'e'));
+}

@@ -15,6 +15,7 @@ use crate::serve::control::{
     EntryItem, Failure, FailureKind, Inspection, PackageItem, Replies, Served, SourceStatus,
     Status, StoreStatus,
 };
+use crate::torrent::{MetainfoHints, magnet};
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
@@ -258,11 +259,18 @@ impl Home {
             .listed()
             .index(&version.package().name)
             .map_err(Failure::failed)?;
+        let (tree, hints) = (version.package().tree_name(), version.hints());
+        let hints = MetainfoHints {
+            trackers: &hints.trackers,
+            http: &hints.http,
+        };
+        let torrent = version.manifest().torrent;
         Ok(Inspection {
+            magnet: torrent.map(|torrent| magnet(&torrent.info_hash, &tree, hints)),
             manifest: json(version.manifest().canonical())?,
             id: version.manifest_id().to_string(),
             catalog: version.manifest().catalog.cid().to_string(),
-            tree: version.package().tree_name(),
+            tree,
             signers: version.signers().map(|key| key.to_string()).collect(),
             rule: version.rule(),
             index: match index {

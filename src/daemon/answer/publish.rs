@@ -12,6 +12,9 @@ use crate::serve::control::{
     self, Done, Failure, FailureKind, Prepared, PublishOptions, Published, Replies,
 };
 
+/// What a tracker's URL begins with: BEP 3, BEP 15.
+const TRACKER_SCHEMES: [&str; 3] = ["http", "https", "udp"];
+
 /// How often it is said how far it is.
 const SAY_EVERY: Duration = Duration::from_millis(200);
 
@@ -194,6 +197,15 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
         Some(true) => Latest::This,
         Some(false) => Latest::Keep,
     };
+    for tracker in &options.trackers {
+        let url = url::Url::parse(tracker).ok();
+        if !url.is_some_and(|url| TRACKER_SCHEMES.contains(&url.scheme())) {
+            return Err(usage(format!("{tracker:?} is no URL of a tracker"))
+                .hint("trackers are http://, https:// or udp://"));
+        }
+    }
+    wanted.hints.trackers = Some(options.trackers.clone()).filter(|all| !all.is_empty());
+    wanted.seed = options.seed;
     wanted.hints.http = Some(options.http.clone()).filter(|http| !http.is_empty());
     wanted.about = About {
         description: options.description.clone(),
@@ -223,6 +235,8 @@ fn prepared(summary: &crate::publish::Summary) -> Prepared {
 fn publish_failure(error: &PublishError) -> Failure {
     let kind = match error {
         PublishError::Refused(_)
+        | PublishError::NoTorrent(_)
+        | PublishError::OtherTorrent(_)
         | PublishError::Exists { .. }
         | PublishError::Untrusted { .. }
         | PublishError::Seen(_) => FailureKind::Refused,

@@ -187,6 +187,12 @@ pub struct PublishOptions {
     pub publisher: Option<String>,
     /// URLs of mirrors for the release index; none: as it was.
     pub http: Vec<String>,
+    /// URLs of trackers for the release index; none: as it was.
+    #[serde(default)]
+    pub trackers: Vec<String>,
+    /// Whether a torrent file is written, and the version seeded from this home.
+    #[serde(default)]
+    pub seed: bool,
 }
 
 /// What is to be signed.
@@ -484,6 +490,9 @@ pub struct Inspection {
     /// The tree's name in mirrors and torrents.
     #[serde(default)]
     pub tree: String,
+    /// The magnet link of its torrent, if one is offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub magnet: Option<String>,
     /// The trusted keys that signed.
     pub signers: Vec<String>,
     /// The trust rule that accepted it.

@@ -44,6 +44,7 @@ pub(super) async fn answer(
     let media = match place {
         Place::Listing | Place::Index(_) | Place::Manifest(_) => "application/json",
         Place::Sums(_) => "text/plain; charset=utf-8",
+        Place::Torrent(_) => "application/x-bittorrent",
         Place::Key(_) => "application/x-pem-file",
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));

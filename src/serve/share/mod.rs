@@ -437,7 +437,7 @@ impl Shared for Share {
                     _ => Ok(None),
                 }
             }
-            Place::Index(_) | Place::Sums(_) | Place::Key(_) => Ok(None),
+            Place::Index(_) | Place::Sums(_) | Place::Torrent(_) | Place::Key(_) => Ok(None),
         }
     }
 
