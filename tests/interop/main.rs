@@ -17,6 +17,8 @@
 mod common;
 #[path = "../common/machine.rs"]
 mod machine;
+#[path = "../common/throttle.rs"]
+mod throttle;
 
 mod clients;
 mod exchange;

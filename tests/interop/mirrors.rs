@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::kubo::assert_same;
 use crate::machine::{Home, count, free_port, noise, sh};
+use crate::throttle::Throttle;
 
 const MIB: usize = 1 << 20;
 
@@ -167,10 +168,10 @@ fn sources(reader: &Home) -> Vec<Value> {
     status["sources"].as_array().unwrap().clone()
 }
 
-/// Modes and times of everything below a directory, the catalog left out.
+/// Modes and times of everything below a directory, the catalog left out, and it itself: a mount may still show when the
+/// version was made.
 fn dressed(at: &Path) -> String {
-    let script =
-        "cd \"$1\" && find . -path ./.manifs -prune -o ! -type l -printf '%p %m %T@\\n' | sort";
+    let script = "cd \"$1\" && find . -mindepth 1 -path ./.manifs -prune -o ! -type l -printf '%p %m %T@\\n' | sort";
     sh(script, &[at])
 }
 
@@ -265,15 +266,17 @@ fn a_web_server_without_ranges_gives_what_it_can_and_says_what_it_cannot() {
     let publisher = Home::new();
     let mirror = publish(&publisher, source.path(), &[]);
     let server = WebServer::python(&mirror);
-    let reader = reader_of(&publisher);
+    let mut reader = reader_of(&publisher);
     reader.config(&format!("[sources]\nhttp = [\"{}\"]\n", server.url));
+    reader.start_daemon();
     let out = reader.path().join("out");
     for path in ["block", "a directory/100% & more?"] {
         let target = format!("acme/tools@1.0.0/{path}");
         reader.run(&["fetch", &target, "-o", out.to_str().unwrap()]);
         sh("rm -r \"$1\"", &[&out]);
     }
-    let (code, said) = reader.fail(&["cat", "acme/tools@1.0.0/a directory/large #1"]);
+    let large = "acme/tools@1.0.0/a directory/large #1";
+    let (code, said) = reader.fail(&["cat", large]);
     assert!(
         code == 5 && said.contains("knows no ranges"),
         "{code}: {said}"
@@ -327,6 +330,79 @@ fn a_cold_sequential_read_through_a_web_server_is_as_fast_as_through_a_gateway()
     );
 }
 
+/// Lets a home have all of a version, out of a mirror, and serve it; returns its URL.
+fn share(daemon: &mut Home, mirror: &Path) -> String {
+    let port = free_port();
+    daemon.config(&format!(
+        "[gateway]\nlisten = \"127.0.0.1:{port}\"\nshare = [\"*\"]\n[sources]\nlocal = [{:?}]\n",
+        mirror.display().to_string()
+    ));
+    let warmed = daemon.run(&["warm", "acme/tools@1.0.0", "--json"]);
+    let warmed: Value = serde_json::from_str(&warmed).unwrap();
+    assert_eq!(warmed["sources"][0]["kind"], "local", "{warmed}");
+    // And the catalog.
+    let bytes = warmed["sources"][0]["bytes"].as_u64();
+    assert!(bytes > warmed["moved"].as_u64(), "{warmed}");
+    daemon.start_daemon();
+    let inspection = daemon.run(&["inspect", "acme/tools@1.0.0", "--json"]);
+    let inspection: Value = serde_json::from_str(&inspection).unwrap();
+    let root = inspection["manifest"]["ipfs"]["root"].as_str().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    daemon.wait_for("the version to be shared", |_| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sf", "--max-time", "10", "--output", "/dev/null"])
+            .arg(format!("{url}/ipfs/{root}?format=raw"));
+        curl.status().is_ok_and(|status| status.success())
+    });
+    url
+}
+
+#[test]
+fn three_sources_of_one_rate_are_faster_together_than_any_alone() {
+    let test = "three_sources_of_one_rate_are_faster_together_than_any_alone";
+    let size = count("MiB read from three sources of one rate", 48, 512) * MIB;
+    let rate = (size / 4) as u64;
+    let source = tempfile::tempdir().unwrap();
+    let content = noise(9, size);
+    std::fs::write(source.path().join("large"), &content).unwrap();
+    let publisher = Home::new();
+    let mirror = publish(&publisher, source.path(), &[]);
+    let Some(server) = WebServer::nginx(test, &mirror) else {
+        return;
+    };
+    let mut daemons = [reader_of(&publisher), reader_of(&publisher)];
+    let urls = daemons.each_mut().map(|daemon| share(daemon, &mirror));
+    let line = |url: &str| Throttle::new(url.trim_start_matches("http://"), rate);
+    let lines = [line(&urls[0]), line(&urls[1]), line(&server.url)];
+    let took = |gateways: &[&Throttle], http: &[&Throttle]| {
+        let list = |lines: &[&Throttle]| {
+            let urls: Vec<String> = lines
+                .iter()
+                .map(|line| format!("{:?}", line.url()))
+                .collect();
+            urls.join(", ")
+        };
+        let mut reader = reader_of(&publisher);
+        reader.config(&format!(
+            "[sources]\ngateways = [{}]\nhttp = [{}]\n",
+            list(gateways),
+            list(http)
+        ));
+        let path = reader.mount().join("acme/tools/1.0.0/large");
+        read(&path, &content, |_| {})
+    };
+    let alone = [
+        took(&[&lines[0]], &[]),
+        took(&[&lines[1]], &[]),
+        took(&[], &[&lines[2]]),
+    ];
+    let together = took(&[&lines[0], &lines[1]], &[&lines[2]]);
+    let best = alone.iter().min().unwrap();
+    let gain = best.as_secs_f64() / together.as_secs_f64();
+    println!("alone {alone:?}, together {together:?}: {gain:.2} times");
+    assert!(gain >= 1.3, "alone {alone:?}, together {together:?}");
+}
+
 #[test]
 fn any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices() {
     let test = "any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices";
@@ -343,26 +419,7 @@ fn any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices() {
         let mut server = WebServer::nginx(test, &mirror).unwrap();
         // Two daemons that have all of it.
         let mut daemons = [reader_of(&publisher), reader_of(&publisher)];
-        let urls = daemons.each_mut().map(|daemon| {
-            let port = free_port();
-            daemon.config(&format!(
-                "[gateway]\nlisten = \"127.0.0.1:{port}\"\nshare = [\"*\"]\n[sources]\nlocal = [{:?}]\n",
-                mirror.display().to_string()
-            ));
-            daemon.run(&["warm", "acme/tools@1.0.0"]);
-            daemon.start_daemon();
-            let root = daemon.run(&["inspect", "acme/tools@1.0.0", "--json"]);
-            let root: Value = serde_json::from_str(&root).unwrap();
-            let root = root["manifest"]["ipfs"]["root"].as_str().unwrap().to_owned();
-            let url = format!("http://127.0.0.1:{port}");
-            daemon.wait_for("the version to be shared", |_| {
-                let mut curl = Command::new("curl");
-                curl.args(["-sf", "--max-time", "10", "--output", "/dev/null"])
-                    .arg(format!("{url}/ipfs/{root}?format=raw"));
-                curl.status().is_ok_and(|status| status.success())
-            });
-            url
-        });
+        let urls = daemons.each_mut().map(|daemon| share(daemon, &mirror));
         let mut reader = reader_of(&publisher);
         reader.config(&format!(
             "[sources]\ngateways = [\"{}\", \"{}\"]\nhttp = [\"{}\"]\n",
