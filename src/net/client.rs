@@ -237,6 +237,11 @@ impl Client {
         &self.inner.options.filter
     }
 
+    /// Pays for bytes that came without HTTP, waiting while the cap is exceeded.
+    pub async fn pay(&self, bytes: u64) {
+        self.inner.down.pay(bytes).await;
+    }
+
     /// Asks for `url`, and reads no more of the answer than `get` says.
     ///
     /// # Errors

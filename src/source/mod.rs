@@ -9,6 +9,7 @@ pub mod http;
 pub mod local;
 mod retry;
 mod spill;
+pub mod torrent;
 
 use std::sync::Arc;
 
@@ -172,6 +173,31 @@ impl SourceError {
     }
 }
 
+/// What is known of one of the peers that a source consists of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerReport {
+    /// Its host and port.
+    pub name: String,
+    /// The name and version of its program, as it says.
+    pub client: Option<String>,
+    /// Right blocks that came from it, wholly or in part.
+    pub blocks: u64,
+    /// The bytes of them that came from it.
+    pub bytes: u64,
+    /// Connections that ended badly.
+    pub failures: u64,
+    /// Wrong answers.
+    pub lies: u64,
+    /// The least time in which it answered a request.
+    pub usual: Option<Duration>,
+    /// Whether there is a connection to it.
+    pub connected: bool,
+    /// Whether it is not asked any more, because it lied.
+    pub banned: bool,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+}
+
 /// Something that may answer a want.
 #[async_trait]
 pub trait BlockSource: Send + Sync + 'static {
@@ -189,6 +215,11 @@ pub trait BlockSource: Send + Sync + 'static {
     /// Returns whether it makes sense to ask it for `want`; who is not asked has not failed.
     fn serves(&self, _want: &Want) -> bool {
         true
+    }
+
+    /// Returns who gave how much, of a source that is many.
+    fn peers(&self) -> Vec<PeerReport> {
+        Vec::new()
     }
 
     /// Asks for the bytes of `want`. Cancel-safe: dropping the future ends the work.

@@ -1,0 +1,322 @@
+//! The peers of one torrent, and the tasks that talk with them.
+//!
+//! A swarm wakes with the first block that is asked of it: its keeper dials peers, looks for more, and ends when nothing
+//! has been asked for a while. Each connection is a task of its own. All of them decide under one short lock, in
+//! [`State`].
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Duration, Instant, sleep};
+
+use super::book::{Blame, Peer};
+use super::job::{Delivered, Job, Part, Terms};
+use super::state::State;
+use super::{Patience, Shared, connection};
+use crate::net::Client;
+use crate::source::{PeerReport, SourceError, Spill, Torrent};
+
+/// How often the keeper looks after a swarm that works, and one that waits.
+const TICK: Duration = Duration::from_millis(25);
+const TICK_IDLE: Duration = Duration::from_secs(1);
+
+/// Time that a search for peers may take.
+const SEARCH: Duration = Duration::from_secs(15);
+
+/// The times between two searches at least and at most, whatever a tracker says; the first is that after a fruitless one.
+const SEARCH_AGAIN: Duration = Duration::from_secs(30);
+const SEARCH_AGAIN_MAX: Duration = Duration::from_secs(3600);
+
+/// A swarm.
+pub(super) struct Swarm {
+    shared: Arc<Shared>,
+    torrent: Mutex<Arc<Torrent>>,
+    state: Mutex<State>,
+    bell: Notify,
+    keeper: Mutex<Keeper>,
+}
+
+#[derive(Default)]
+struct Keeper {
+    running: bool,
+    /// When peers may be looked for again.
+    search: Option<Instant>,
+}
+
+impl Swarm {
+    pub(super) fn new(shared: Arc<Shared>, torrent: Arc<Torrent>) -> Arc<Self> {
+        let state = State::new(shared.patience, Instant::now());
+        Arc::new(Swarm {
+            shared,
+            torrent: Mutex::new(torrent),
+            state: Mutex::new(state),
+            bell: Notify::new(),
+            keeper: Mutex::new(Keeper::default()),
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.shared.patience
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.shared.settings.load().client.clone()
+    }
+
+    pub(super) fn info_hash(&self) -> [u8; 20] {
+        self.torrent.lock().info_hash
+    }
+
+    pub(super) fn peer_id(&self) -> [u8; 20] {
+        self.shared.peer_id
+    }
+
+    /// Takes what is newly known of the torrent: how long it is, and its trackers.
+    pub(super) fn update(&self, torrent: &Arc<Torrent>) {
+        let mut known = self.torrent.lock();
+        if Arc::ptr_eq(&known, torrent) {
+            return;
+        }
+        if known.trackers != torrent.trackers {
+            self.keeper.lock().search = None;
+        }
+        // A want of the catalog does not know the length that an earlier one told.
+        if torrent.bytes.is_some() || known.bytes.is_none() {
+            *known = Arc::clone(torrent);
+        }
+        drop(known);
+        if let Some(bytes) = torrent.bytes {
+            let pieces = bytes.div_ceil(torrent.piece_bytes.max(1));
+            self.state.lock().pieces = u32::try_from(pieces).ok();
+        }
+    }
+
+    /// Asks the peers for a block's parts. Cancel-safe.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        parts: Vec<Part>,
+        len: u32,
+        terms: Terms,
+        spill: &Spill,
+    ) -> Result<Delivered, SourceError> {
+        let (done, answer) = oneshot::channel();
+        let job = Job::new(parts, len, terms, spill.clone(), done);
+        let id = self.state.lock().add(job);
+        let _withdraw = Withdraw { swarm: self, id };
+        self.keep();
+        match answer.await {
+            Ok(result) => result,
+            Err(_) => Err(SourceError::unavailable("shutting down")),
+        }
+    }
+
+    /// Wakes the keeper, or starts it.
+    fn keep(self: &Arc<Self>) {
+        self.bell.notify_one();
+        let mut keeper = self.keeper.lock();
+        if keeper.running || self.shared.closed.is_cancelled() {
+            drop(keeper);
+            if self.shared.closed.is_cancelled() {
+                self.state.lock().jobs.clear();
+            }
+            return;
+        }
+        keeper.running = true;
+        drop(keeper);
+        let swarm = Arc::clone(self);
+        self.shared.tasks.spawn(async move { swarm.run().await });
+    }
+
+    async fn run(self: Arc<Self>) {
+        let closed = self.shared.closed.clone();
+        let configured = self.shared.settings.load_full();
+        self.state.lock().book.configure(&configured.peers);
+        let mut configured = configured;
+        loop {
+            let now_configured = self.shared.settings.load_full();
+            if !Arc::ptr_eq(&configured, &now_configured) {
+                configured = now_configured;
+                self.state.lock().book.configure(&configured.peers);
+            }
+            let now = Instant::now();
+            self.search(now);
+            let (duties, working) = {
+                let mut state = self.state.lock();
+                let duties = state.tick(now);
+                (duties, !state.jobs.is_empty())
+            };
+            for (id, peer, wake) in duties.dial {
+                self.connect(id, peer, wake);
+            }
+            if !working && self.ended() {
+                return;
+            }
+            let tick = if working { TICK } else { TICK_IDLE };
+            tokio::select! {
+                () = closed.cancelled() => break,
+                () = self.bell.notified() => {}
+                () = sleep(tick) => {}
+            }
+        }
+        let mut state = self.state.lock();
+        state.hang_up("shutting down");
+        state.jobs.clear();
+        drop(state);
+        self.keeper.lock().running = false;
+    }
+
+    /// Returns whether nothing is left to look after; the keeper has ended then.
+    fn ended(&self) -> bool {
+        // The order of the locks is keeper, state; a job that comes now finds the keeper not running, and starts it.
+        let mut keeper = self.keeper.lock();
+        let state = self.state.lock();
+        let ended = state.jobs.is_empty() && state.links.is_empty();
+        keeper.running = !ended;
+        ended
+    }
+
+    fn connect(self: &Arc<Self>, id: u64, peer: Peer, wake: Arc<Notify>) {
+        let Ok(permit) = Arc::clone(&self.shared.connections).try_acquire_owned() else {
+            let now = Instant::now();
+            self.state
+                .lock()
+                .close(id, Blame::None, "too many connections", now);
+            self.shared.make_room();
+            return;
+        };
+        let swarm = Arc::clone(self);
+        self.shared.tasks.spawn(async move {
+            let _permit = permit;
+            let closed = swarm.shared.closed.clone();
+            let talk = connection::run(&swarm, id, &peer, &wake);
+            let end = closed.run_until_cancelled(talk).await;
+            let Some(end) = end else { return };
+            tracing::debug!(%peer, why = %end.1, "connection to a peer ended");
+            swarm.state.lock().close(id, end.0, &end.1, Instant::now());
+            swarm.bell.notify_one();
+        });
+    }
+
+    /// Looks for peers where the torrent's trackers are, if it is time.
+    fn search(self: &Arc<Self>, now: Instant) {
+        let torrent = Arc::clone(&self.torrent.lock());
+        let Some(finder) = self.shared.settings.load().finder.clone() else {
+            return;
+        };
+        if torrent.trackers.is_empty() || self.state.lock().jobs.is_empty() {
+            return;
+        }
+        {
+            let mut keeper = self.keeper.lock();
+            if keeper.search.is_some_and(|at| now < at) {
+                return;
+            }
+            keeper.search = Some(now + SEARCH_AGAIN);
+        }
+        self.state.lock().searching = true;
+        let swarm = Arc::clone(self);
+        self.shared.tasks.spawn(async move {
+            let closed = swarm.shared.closed.clone();
+            let told = |peers: Vec<std::net::SocketAddr>| swarm.learn(&peers);
+            let find = finder.find(&torrent, swarm.shared.peer_id, &told);
+            let find = tokio::time::timeout(SEARCH, find);
+            let again = match closed.run_until_cancelled(find).await {
+                Some(Ok(Some(again))) => again.clamp(SEARCH_AGAIN, SEARCH_AGAIN_MAX),
+                _ => SEARCH_AGAIN,
+            };
+            swarm.keeper.lock().search = Some(Instant::now() + again);
+            swarm.state.lock().searching = false;
+            swarm.bell.notify_one();
+        });
+    }
+
+    /// Notes peers that somebody told of; those that may not be dialled are left out.
+    fn learn(&self, peers: &[std::net::SocketAddr]) {
+        let client = self.client();
+        let mut state = self.state.lock();
+        for address in peers {
+            if client.filter().dial(*address).is_ok() && address.port() != 0 {
+                state.book.learn(&address.to_string());
+            }
+        }
+        drop(state);
+        self.bell.notify_one();
+    }
+
+    /// Notes what became of a block: who sent right bytes, and how many, and who sent wrong ones.
+    pub(super) fn judged(&self, right: &[(Peer, u64)], liars: &[Peer]) {
+        let mut state = self.state.lock();
+        for (peer, bytes) in right {
+            state.book.delivered(peer, *bytes);
+            state.verdict(peer, true);
+        }
+        for peer in liars {
+            tracing::warn!(%peer, "a peer sent wrong bytes");
+            state.lied(peer);
+        }
+    }
+
+    /// Ends the connections of a swarm of which nothing is asked. Returns whether there were any.
+    pub(super) fn rest(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.jobs.is_empty() || state.links.is_empty() {
+            return false;
+        }
+        state.hang_up("others need connections more");
+        true
+    }
+
+    /// Adds what is known of its peers to `reports`.
+    pub(super) fn report(&self, reports: &mut Vec<PeerReport>) {
+        let state = self.state.lock();
+        for (peer, record) in state.book.records() {
+            let report = match reports.iter_mut().find(|known| known.name == **peer) {
+                Some(known) => known,
+                None => {
+                    reports.push(PeerReport {
+                        name: peer.to_string(),
+                        ..PeerReport::default()
+                    });
+                    let Some(last) = reports.last_mut() else {
+                        return;
+                    };
+                    last
+                }
+            };
+            report.blocks += record.blocks;
+            report.bytes += record.bytes;
+            report.failures += record.failures;
+            report.lies += u64::from(record.lies);
+            report.connected |= record.linked;
+            report.banned |= record.banned();
+            if record.client.is_some() {
+                report.client.clone_from(&record.client);
+            }
+            if record.last_error.is_some() {
+                report.last_error.clone_from(&record.last_error);
+            }
+        }
+        for link in state.links.values() {
+            if let Some(report) = reports.iter_mut().find(|known| known.name == *link.peer) {
+                report.usual = link.pace.usual().or(report.usual);
+            }
+        }
+    }
+}
+
+/// Takes a job back when nobody waits for it any more.
+struct Withdraw<'a> {
+    swarm: &'a Swarm,
+    id: u64,
+}
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        self.swarm.state.lock().cancel(self.id, Instant::now());
+    }
+}
