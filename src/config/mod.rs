@@ -170,6 +170,8 @@ pub struct SourcesSection {
     pub http: Vec<String>,
     /// Directories with trees, or CAR files.
     pub local: Vec<PathBuf>,
+    /// BitTorrent peers of every torrent, `host:port`.
+    pub peers: Vec<String>,
 }
 
 /// `[gateway]`
@@ -365,6 +367,11 @@ impl Config {
                 return invalid(&format!("[net.auth] {host}: expected bearer-file:PATH"));
             }
         }
+        for peer in &self.sources.peers {
+            if !is_peer(peer) {
+                return invalid(&format!("[sources] peers: {peer:?} is not host:port"));
+            }
+        }
         Ok(())
     }
 }
@@ -379,6 +386,17 @@ fn mirror_url(base: &str) -> Result<(), String> {
         return Err("paths are appended to it, so it cannot have a query or a fragment".to_owned());
     }
     Ok(())
+}
+
+/// Returns whether a text is `host:port`; an IPv6 address stands in brackets.
+fn is_peer(text: &str) -> bool {
+    let port = text.rsplit_once(':').map(|(host, port)| {
+        let literal = host.starts_with('[');
+        let host = !host.is_empty() && (literal || !host.contains([':', '/', '@']));
+        let parsed = port.parse::<u16>().is_ok_and(|port| port > 0);
+        host && parsed && (!literal || text.parse::<std::net::SocketAddr>().is_ok())
+    });
+    port == Some(true)
 }
 
 /// Returns the number of the line that holds byte `offset`.

@@ -9,6 +9,30 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 #[test]
+fn peers_are_hosts_with_ports() {
+    let read = |peer: &str| {
+        let text = format!("[sources]\npeers = [{peer:?}]\n");
+        Config::parse(&text, "config.toml", [])
+    };
+    for peer in ["127.0.0.1:6881", "seed.example:1", "[::1]:6881"] {
+        assert_eq!(read(peer).unwrap().sources.peers, [peer]);
+    }
+    for peer in [
+        "",
+        "seed.example",
+        ":1",
+        "a:0",
+        "a:65536",
+        "::1:6881",
+        "http://a:1",
+        "[a]:1",
+    ] {
+        let error = read(peer).unwrap_err().to_string();
+        assert!(error.contains("peers"), "{peer}: {error}");
+    }
+}
+
+#[test]
 fn everything_has_a_default() {
     let config = parse("").unwrap();
     assert_eq!(config, Config::default());

@@ -33,6 +33,7 @@ use crate::install::{Installer, Listing, PageCache, Updater};
 use crate::manifest::TrustPolicy;
 use crate::publish::Publisher;
 use crate::serve::control::{Failure, FailureKind, Handler, Replies, Request};
+use crate::source::torrent;
 use crate::state::{State, StateError};
 use crate::store::{self, Index, Store, StoreError};
 
@@ -59,6 +60,8 @@ pub struct Home {
     followed: Mutex<Vec<Arc<Followed>>>,
     /// What is asked for blocks.
     network: Mutex<network::Network>,
+    /// Made once, since what is known of peers stays when the configuration changes.
+    swarms: std::sync::OnceLock<Arc<torrent::Swarms>>,
     mounts: Mounts,
     serving: Serving,
     tasks: TaskTracker,
@@ -153,6 +156,7 @@ impl Home {
             publisher,
             followed: Mutex::default(),
             network: Mutex::default(),
+            swarms: std::sync::OnceLock::new(),
             mounts: Mounts::default(),
             serving: Serving::default(),
             tasks,
@@ -243,6 +247,9 @@ impl Home {
         self.stop.cancel();
         self.tasks.close();
         self.fetcher.close().await;
+        if let Some(swarms) = self.swarms.get() {
+            swarms.close().await;
+        }
         self.tasks.wait().await;
         let store = Arc::clone(&self.store);
         let _ = tokio::task::spawn_blocking(move || store.flush()).await;

@@ -13,6 +13,7 @@ use crate::durable;
 use crate::net::{self, AddressFilter, Allow};
 use crate::registry::{Directory, Http, HttpOptions, Registry};
 use crate::serve::control::{Failure, FailureKind, RegistryItem};
+use crate::source::torrent::{Patience, Settings, Swarms, Trackers};
 use crate::source::{BlockSource, Gateway, Http as Mirror, Local};
 
 /// Where registries that were added by hand are written down.
@@ -156,6 +157,7 @@ impl Home {
                 }
             }
         }
+        sources.push(self.swarms(&config, &client));
         {
             let mut network = self.network.lock();
             *network = Network {
@@ -205,6 +207,20 @@ impl Home {
         }
         network.hinted = Some(hinted);
         self.fetcher.set_sources(sources);
+    }
+
+    /// Returns the torrent swarms, with the configuration as it is now.
+    fn swarms(&self, config: &Config, client: &net::Client) -> Arc<Swarms> {
+        let settings = Settings {
+            client: client.clone(),
+            peers: config.sources.peers.clone(),
+            finder: Some(Arc::new(Trackers::new(client.clone()))),
+        };
+        let made = self
+            .swarms
+            .get_or_init(|| Swarms::new(settings.clone(), Patience::default()));
+        made.configure(settings);
+        Arc::clone(made)
     }
 
     fn set_registries(self: &Arc<Self>, added: &[String], client: &net::Client, config: &Config) {
@@ -277,6 +293,12 @@ fn client<'a>(
         allow.push(
             text.parse::<Allow>()
                 .map_err(|error| usage(format!("[net] allow: {error}")))?,
+        );
+    }
+    for peer in &config.sources.peers {
+        allow.push(
+            peer.parse::<Allow>()
+                .map_err(|error| usage(format!("[sources] peers: {error}")))?,
         );
     }
     for url in urls {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Priority;
 use super::report::SourceReport;
 use super::times::{Times, UNKNOWN};
-use crate::source::{BlockSource, Want};
+use crate::source::{BlockSource, SourceKind, Want};
 
 /// Places that a source can grow to.
 const LIMIT_MAX: usize = 64;
@@ -70,6 +70,8 @@ pub(super) struct Desk {
 }
 
 struct State {
+    /// Whether it is many: that one swarm fails says nothing of another.
+    many: bool,
     limit: usize,
     /// Successes since the limit last moved, while all places were taken.
     full: usize,
@@ -150,7 +152,7 @@ impl Ranked {
             .find(|old| old.source.name() == source.name() && old.source.kind() == source.kind());
         let desk = match known {
             Some(old) => Arc::clone(&old.desk),
-            None => Arc::new(Desk::new(source.parallel())),
+            None => Arc::new(Desk::new(source.parallel(), source.kind())),
         };
         desk.pardon();
         Ranked { source, desk }
@@ -183,14 +185,16 @@ impl Ranked {
                 .map(|rest| rest.until.saturating_duration_since(now))
                 .filter(|left| !left.is_zero()),
             last_error: state.last_error.clone(),
+            peers: self.source.peers(),
         }
     }
 }
 
 impl Desk {
-    pub(super) fn new(parallel: usize) -> Self {
+    pub(super) fn new(parallel: usize, kind: SourceKind) -> Self {
         Desk {
             state: Mutex::new(State {
+                many: kind == SourceKind::Torrent,
                 limit: parallel.clamp(1, LIMIT_MAX),
                 full: 0,
                 next: 0,
@@ -445,7 +449,7 @@ impl State {
                 self.failures += 1;
                 self.hit -= self.hit * HIT_WEIGHT;
                 self.last_error = Some(said);
-                if !first {
+                if !first || self.many {
                     return;
                 }
                 self.failures_in_row = self.failures_in_row.saturating_add(1);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::source::SourceKind;
+use crate::source::{PeerReport, SourceKind};
 
 /// What is known of one source.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub struct SourceReport {
     pub resting: Option<Duration>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
+    /// The peers it consists of, who gave most first.
+    pub peers: Vec<PeerReport>,
 }
 
 /// What the fetcher has done so far.

@@ -3,6 +3,7 @@
 pub(crate) mod content;
 pub(crate) mod home;
 pub(crate) mod hostile;
+pub(crate) mod peer;
 pub(crate) mod publishing;
 pub(crate) mod signed;
 pub(crate) mod trees;

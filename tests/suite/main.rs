@@ -30,6 +30,7 @@ mod state;
 mod store;
 mod store_model;
 mod store_speed;
+mod swarm;
 mod torrent;
 mod torrent_publish;
 mod trust;

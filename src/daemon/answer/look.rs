@@ -12,9 +12,10 @@ use crate::fetch::{Report, SourceReport};
 use crate::install::{Listed, Tree};
 use crate::manifest::PackageName;
 use crate::serve::control::{
-    EntryItem, Failure, FailureKind, Inspection, PackageItem, Replies, Served, SourceStatus,
-    Status, StoreStatus,
+    EntryItem, Failure, FailureKind, Inspection, PackageItem, PeerStatus, Replies, Served,
+    SourceStatus, Status, StoreStatus,
 };
+use crate::source::PeerReport;
 use crate::torrent::{MetainfoHints, magnet};
 
 fn milliseconds(time: Duration) -> u64 {
@@ -34,7 +35,23 @@ pub(super) fn source_status(source: SourceReport) -> SourceStatus {
         usual_ms: source.usual.map(milliseconds),
         resting_ms: source.resting.map(milliseconds),
         last_error: source.last_error,
+        peers: source.peers.into_iter().map(peer_status).collect(),
         name: source.name,
+    }
+}
+
+fn peer_status(peer: PeerReport) -> PeerStatus {
+    PeerStatus {
+        name: peer.name,
+        client: peer.client,
+        blocks: peer.blocks,
+        bytes: peer.bytes,
+        failures: peer.failures,
+        lies: peer.lies,
+        answer_ms: peer.usual.map(milliseconds),
+        connected: peer.connected,
+        banned: peer.banned,
+        last_error: peer.last_error,
     }
 }
 

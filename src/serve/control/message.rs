@@ -372,6 +372,34 @@ pub struct SourceStatus {
     pub resting_ms: Option<u64>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
+    /// The peers that it consists of, who gave most first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerStatus>,
+}
+
+/// What is known of a peer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its host and port.
+    pub name: String,
+    /// Its program, as it says.
+    pub client: Option<String>,
+    /// Right blocks that came from it, wholly or in part.
+    pub blocks: u64,
+    /// The bytes of them that came from it.
+    pub bytes: u64,
+    /// Connections that ended badly.
+    pub failures: u64,
+    /// Wrong answers.
+    pub lies: u64,
+    /// The least time in which it answered a request, in milliseconds.
+    pub answer_ms: Option<u64>,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Whether it is not asked any more, because it lied.
+    pub banned: bool,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
 }
 
 impl SourceStatus {

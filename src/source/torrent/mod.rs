@@ -18,8 +18,8 @@ mod link;
 mod pace;
 mod state;
 mod swarm;
+mod trackers;
 mod wire;
-
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use super::{BlockSource, PeerReport, SourceError, SourceKind, Spill, Torrent, Want};
 use crate::net::Client;
 use swarm::Swarm;
+pub use trackers::Trackers;
 
 /// Wants in flight at first. A swarm is many peers, and each can be asked for many things at once.
 const PARALLEL: usize = 64;
@@ -47,6 +48,9 @@ const CONNECTIONS_MAX: usize = 200;
 
 /// Swarms that are remembered, with the peers that lied.
 const SWARMS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Peers that are told of, who gave most first.
+const PEERS_TOLD: usize = 64;
 
 /// Begins our peer id, in the usual form: `-`, client, version, `-`.
 const PEER_ID: &[u8; 8] = b"-MF0001-";
@@ -227,6 +231,14 @@ impl BlockSource for Swarms {
         PARALLEL
     }
 
+    fn serves(&self, want: &Want) -> bool {
+        let settings = self.shared.settings.load();
+        want.torrent.as_ref().is_some_and(|place| {
+            let found = settings.finder.is_some() && !place.torrent.trackers.is_empty();
+            found || !settings.peers.is_empty()
+        })
+    }
+
     fn peers(&self) -> Vec<PeerReport> {
         let swarms: Vec<Arc<Swarm>> = {
             let swarms = self.shared.swarms.lock();
@@ -237,6 +249,7 @@ impl BlockSource for Swarms {
             swarm.report(&mut reports);
         }
         reports.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        reports.truncate(PEERS_TOLD);
         reports
     }
 
