@@ -39,7 +39,7 @@ pub(crate) enum Conduct {
     Silent,
     /// Never lets itself be asked.
     NeverUnchokes,
-    /// Forgets what it was asked for at each second request, as a choke allows.
+    /// Chokes after each three answers, and forgets what it was asked for, as a choke allows.
     Chokes,
     /// Chokes and unchokes all the time, and answers nothing.
     Flaps,
@@ -249,7 +249,7 @@ async fn serve(
         }
         _ => stream.write_all(&message(1, &[])).await?,
     }
-    let mut forgets = false;
+    let mut since_choke = 0;
     loop {
         let len = stream.read_u32().await?;
         if len == 0 {
@@ -285,9 +285,22 @@ async fn serve(
             Conduct::Silent => continue,
             Conduct::HaveLies if asked % 2 == 1 => continue,
             Conduct::Chokes => {
-                forgets = !forgets;
-                if forgets {
+                since_choke += 1;
+                if since_choke > 3 {
+                    since_choke = 0;
                     stream.write_all(&message(0, &[])).await?;
+                    let forget = async {
+                        // Requests are 17 bytes; everything else came before them.
+                        let mut request = [0; 17];
+                        loop {
+                            stream.read_exact(&mut request).await?;
+                        }
+                    };
+                    let forget: Result<std::io::Result<()>, _> =
+                        tokio::time::timeout(Duration::from_millis(50), forget).await;
+                    if let Ok(ended) = forget {
+                        return ended;
+                    }
                     stream.write_all(&message(1, &[])).await?;
                     continue;
                 }

@@ -41,6 +41,9 @@ pub(super) async fn get(
         return Err(nowhere());
     }
     let parts = cut(place.offset, len, place.torrent.piece_bytes).ok_or_else(nowhere)?;
+    if parts.is_empty() {
+        return Ok(Bytes::new());
+    }
     let mut terms = Terms::default();
     let mut mixed: Option<Delivered> = None;
     let mut lies: Vec<Lie> = Vec::new();

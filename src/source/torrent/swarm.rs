@@ -46,7 +46,8 @@ struct Keeper {
 
 impl Swarm {
     pub(super) fn new(shared: Arc<Shared>, torrent: Arc<Torrent>) -> Arc<Self> {
-        let state = State::new(shared.patience, Instant::now());
+        let mut state = State::new(shared.patience, Instant::now());
+        state.pieces = pieces(&torrent);
         Arc::new(Swarm {
             shared,
             torrent: Mutex::new(torrent),
@@ -90,9 +91,8 @@ impl Swarm {
             *known = Arc::clone(torrent);
         }
         drop(known);
-        if let Some(bytes) = torrent.bytes {
-            let pieces = bytes.div_ceil(torrent.piece_bytes.max(1));
-            self.state.lock().pieces = u32::try_from(pieces).ok();
+        if torrent.bytes.is_some() {
+            self.state.lock().pieces = pieces(torrent);
         }
     }
 
@@ -307,6 +307,12 @@ impl Swarm {
             }
         }
     }
+}
+
+/// Returns how many pieces there are, if that is known.
+fn pieces(torrent: &Torrent) -> Option<u32> {
+    let pieces = torrent.bytes?.div_ceil(torrent.piece_bytes.max(1));
+    u32::try_from(pieces).ok()
 }
 
 /// Takes a job back when nobody waits for it any more.
