@@ -257,6 +257,7 @@ impl Fetcher {
                 .load()
                 .iter()
                 .map(|ranked| ranked.report(now))
+                .filter(SourceReport::is_in_use)
                 .collect(),
             flights: counters.flights.get(),
             flying: inner.flights.lock().len() as u64,

@@ -40,6 +40,14 @@ pub struct SourceReport {
     pub peers: Vec<PeerReport>,
 }
 
+impl SourceReport {
+    /// Returns whether there is anything to tell. Swarms are always there, and often nobody has a torrent.
+    pub(super) fn is_in_use(&self) -> bool {
+        let asked = self.blocks + self.missing + self.failures + self.beaten > 0;
+        self.kind != SourceKind::Torrent || asked || !self.peers.is_empty()
+    }
+}
+
 /// What the fetcher has done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
