@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, Shared};
 use tokio_util::task::TaskTracker;
 
-use super::tree::{catalog_file, catalog_want};
+use super::tree::{catalog_file, catalog_want, torrent_layout};
 use super::{Listed, PageCache, StoredCatalog, Tree};
 use crate::block::BlockRef;
 use crate::catalog::{self, Catalog, CatalogError, Totals};
@@ -231,7 +231,10 @@ impl Installer {
         };
         let validate = move || {
             catalog::validate(&reader, len, &totals, root)?;
-            Catalog::open(reader, len)
+            let tree = Catalog::open(reader, len)?;
+            // Here, where it may take its time: later a read would wait for it, on a thread of the mount.
+            torrent_layout(&tree)?;
+            Ok(tree)
         };
         let validated = tokio::task::spawn_blocking(validate)
             .await
