@@ -161,10 +161,15 @@ impl Home {
 
     /// Starts the daemon in the foreground, without a mount, and waits until it answers.
     pub(crate) fn start_daemon(&mut self) {
+        self.start_daemon_by(|command| command);
+    }
+
+    /// As [`Home::start_daemon`], with the command changed first.
+    pub(crate) fn start_daemon_by(&mut self, change: impl FnOnce(Command) -> Command) {
         let log = std::fs::File::create(self.path().join("daemon.stderr")).expect("a log file");
-        let child = self
-            .command()
-            .args(["serve", "--foreground"])
+        let mut command = self.command();
+        command.args(["serve", "--foreground"]);
+        let child = change(command)
             .stderr(log)
             .stdout(Stdio::null())
             .spawn()

@@ -173,6 +173,19 @@ impl Network {
         });
         Some(Network { holder })
     }
+
+    /// Returns a command that runs here what `command` runs.
+    pub(crate) fn wrap(&self, command: &Command) -> Command {
+        let mut wrapped = self.command(command.get_program().to_str().expect("UTF-8"));
+        wrapped.args(command.get_args()).stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => wrapped.env(name, value),
+                None => wrapped.env_remove(name),
+            };
+        }
+        wrapped
+    }
 }
 
 impl Place for Network {
@@ -198,16 +211,10 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// Starts one on loopback for torrents of these info hashes, in hex.
     pub(crate) fn start(info_hashes: &[&str]) -> Tracker {
-        let tracker = Tracker::start_at(&Here, "127.0.0.1", free_port(), info_hashes);
-        let place: SocketAddr = tracker.place().parse().expect("an address");
-        let mut tracker = tracker;
-        tracker
-            .process
-            .wait_for("the tracker", || TcpStream::connect(place).is_ok());
-        tracker
+        Tracker::start_at(&Here, "127.0.0.1", free_port(), info_hashes)
     }
 
-    /// Starts one anywhere; it may need a moment.
+    /// Starts one anywhere.
     pub(crate) fn start_at(
         place: &dyn Place,
         ip: &str,
@@ -236,17 +243,37 @@ impl Tracker {
             }
             command
         });
-        Tracker {
+        let mut tracker = Tracker {
             http: format!("http://{ip}:{port}/announce"),
             udp: format!("udp://{ip}:{port}/announce"),
             process,
-        }
+        };
+        let connect = format!("exec 3<>/dev/tcp/{ip}/{port}");
+        tracker.process.wait_for("the tracker", || {
+            let mut bash = place.command("bash");
+            bash.args(["-c", &connect]).stderr(Stdio::null());
+            bash.status().is_ok_and(|status| status.success())
+        });
+        tracker
     }
 
-    fn place(&self) -> &str {
-        self.http
-            .trim_start_matches("http://")
-            .trim_end_matches("/announce")
+    /// Waits until somebody has announced that it seeds this.
+    pub(crate) fn wait_for_seed(&mut self, place: &dyn Place, info_hash: &str) {
+        let mut escaped = String::new();
+        for byte in info_hash.as_bytes().chunks(2) {
+            escaped.push('%');
+            escaped.push_str(std::str::from_utf8(byte).expect("hex"));
+        }
+        let scrape = self
+            .http
+            .replace("announce", &format!("scrape?info_hash={escaped}"));
+        self.process.wait_for("a seed to announce itself", || {
+            let mut curl = place.command("curl");
+            let answer = curl.args(["-s", "--max-time", "5", &scrape]).output();
+            let answer = answer.expect("curl").stdout;
+            // The name of the file that is meant: how many have everything.
+            String::from_utf8_lossy(&answer).contains("8:completei1e")
+        });
     }
 
     /// Returns what it logged.

@@ -26,3 +26,4 @@ mod kubo;
 mod mirrors;
 mod published;
 mod roots;
+mod torrent_seed;
