@@ -185,11 +185,23 @@ fn paths_begin_at_the_file() {
 }
 
 #[test]
+fn seeding_is_off_unless_configured_and_what_is_not_there_is_refused() {
+    assert_eq!(parse("").unwrap().torrent, None);
+    let torrent = parse("[torrent]").unwrap().torrent.unwrap();
+    assert_eq!(torrent.listen, "127.0.0.1:6881".parse().unwrap());
+    assert!(!torrent.seed && !torrent.dht && torrent.announce_port.is_none());
+    for text in ["dht = true", "announce_port = 0", "lsd = false"] {
+        assert!(parse(&format!("[torrent]\n{text}")).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn every_key_is_described() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.md"));
     let page = page.unwrap();
     let shown = toml::Table::try_from(Config {
         gateway: Some(toml::from_str("").unwrap()),
+        torrent: Some(toml::from_str("announce_port = 1").unwrap()),
         store: StoreSection {
             path: Some("p".into()),
             ..StoreSection::default()
@@ -209,5 +221,5 @@ fn every_key_is_described() {
             keys += 1;
         }
     }
-    assert_eq!(keys, 19, "a new key needs a place here too");
+    assert_eq!(keys, 23, "a new key needs a place here too");
 }
