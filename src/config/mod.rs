@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::source::http::check_base;
 use crate::store::Verify;
 
 pub use paths::Paths;
@@ -350,7 +351,7 @@ impl Config {
             );
         }
         for base in &self.sources.http {
-            mirror_url(base).or_else(|what| invalid(&format!("[sources] http: {base}: {what}")))?;
+            check_base(base).or_else(|what| invalid(&format!("[sources] http: {base}: {what}")))?;
         }
         if self.torrent.as_ref().is_some_and(|torrent| torrent.dht) {
             return invalid(
@@ -374,18 +375,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// Checks what paths are appended to.
-fn mirror_url(base: &str) -> Result<(), String> {
-    let url = url::Url::parse(base).map_err(|error| error.to_string())?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err("expected http:// or https://".to_owned());
-    }
-    if url.query().or(url.fragment()).is_some() {
-        return Err("paths are appended to it, so it cannot have a query or a fragment".to_owned());
-    }
-    Ok(())
 }
 
 /// Returns whether a text is `host:port`; an IPv6 address stands in brackets.

@@ -31,6 +31,21 @@ const WHOLE_BYTES_MAX: u64 = 4 << 20;
 /// How long a server that ignored a range is not asked for one again. A cache in front of it may do it once only.
 const NO_RANGES: Duration = Duration::from_secs(60);
 
+/// Checks the URL of a mirror, to which paths are appended.
+///
+/// # Errors
+/// What is wrong with it, in a few words.
+pub fn check_base(base: &str) -> Result<(), String> {
+    let url = reqwest::Url::parse(base).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("expected http:// or https://".to_owned());
+    }
+    if url.query().or(url.fragment()).is_some() {
+        return Err("paths are appended to it, so it cannot have a query or a fragment".to_owned());
+    }
+    Ok(())
+}
+
 /// A mirror.
 #[derive(Debug)]
 pub struct Http {

@@ -186,6 +186,11 @@ fn what_makes_no_sense_exits_with_2() {
         ]
         .concat(),
         &[&publish("tools", "1.0.0")[..], &["--mtime", "soon"]].concat(),
+        &[&publish("tools", "1.0.0")[..], &["--to", "mirror"]].concat(),
+        &[&publish("tools", "1.0.0")[..], &["--to", "http://a/b"]].concat(),
+        &[&publish("tools", "1.0.0")[..], &["--http", "a/b"]].concat(),
+        &["fetch", "tools"],
+        &["fetch", "tools", "-o", "a", "--mirror", "b"],
     ] {
         let ran = home.run(wrong);
         assert_eq!(ran.out, "", "{wrong:?}");

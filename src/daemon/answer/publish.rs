@@ -11,6 +11,7 @@ use crate::publish::{About, Envelopes, JobId, Latest, Options, Progress, Publish
 use crate::serve::control::{
     self, Done, Failure, FailureKind, Prepared, PublishOptions, Published, Replies,
 };
+use crate::source::http::check_base;
 
 /// What a tracker's URL begins with: BEP 3, BEP 15.
 const TRACKER_SCHEMES: [&str; 3] = ["http", "https", "udp"];
@@ -206,6 +207,9 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
     }
     wanted.hints.trackers = Some(options.trackers.clone()).filter(|all| !all.is_empty());
     wanted.seed = options.seed;
+    for base in &options.http {
+        check_base(base).map_err(|what| usage(format!("--http {base}: {what}")))?;
+    }
     wanted.hints.http = Some(options.http.clone()).filter(|http| !http.is_empty());
     wanted.about = About {
         description: options.description.clone(),
