@@ -26,4 +26,5 @@ mod kubo;
 mod mirrors;
 mod published;
 mod roots;
+mod torrent_files;
 mod torrent_seed;
