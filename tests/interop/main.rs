@@ -24,6 +24,7 @@ mod clients;
 mod exchange;
 mod kubo;
 mod mirrors;
+mod peers;
 mod published;
 mod roots;
 mod torrent_files;

@@ -1,0 +1,149 @@
+//! Packages read from seeds of other programs, with no other source: from envelope, key and peer alone.
+
+use std::fs::{create_dir_all, write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::clients::{Aria2, LibTorrent, Transmission, What, installed};
+use crate::kubo::assert_same;
+use crate::machine::{Home, noise, sh};
+
+/// A version that was published for torrents, and its tree as other programs seed it.
+struct Published {
+    home: Home,
+    source: TempDir,
+    mirror: TempDir,
+    torrent: PathBuf,
+}
+
+/// Clients that know no padding files want them on the disk.
+const PADDING: &str = r#"
+import os, sys
+import libtorrent as lt
+files = lt.torrent_info(sys.argv[1]).files()
+for file in range(files.num_files()):
+    if files.file_flags(file) & lt.file_flags_t.flag_pad_file:
+        path = os.path.join(sys.argv[2], files.file_path(file))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as pad:
+            pad.truncate(files.file_size(file))
+"#;
+
+fn publish() -> Published {
+    let (source, mirror) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let below = source.path().join("below");
+    create_dir_all(&below).unwrap();
+    for small in 0..300_usize {
+        let len = small * 37;
+        write(below.join(small.to_string()), noise(small as u64, len)).unwrap();
+    }
+    write(source.path().join("large"), noise(1, 5_000_000)).unwrap();
+    write(source.path().join("larger"), noise(2, 7 << 20)).unwrap();
+    let home = Home::new();
+    home.run(&["keygen"]);
+    let to = format!("{}/", mirror.path().display());
+    home.run(&[
+        "publish",
+        source.path().to_str().unwrap(),
+        "--name",
+        "acme/tools",
+        "--version",
+        "1.0.0",
+        "--to",
+        "torrent",
+        "--to",
+        &to,
+    ]);
+    let found = sh(
+        "find \"$1\" -name '*.torrent'",
+        &[&home.path().join("registry")],
+    );
+    let torrent = PathBuf::from(found.trim());
+    assert!(torrent.is_file(), "{found}");
+    let made = Command::new("/usr/bin/python3")
+        .args(["-c", PADDING])
+        .args([&torrent, mirror.path()])
+        .status();
+    assert!(made.unwrap().success());
+    Published {
+        home,
+        source,
+        mirror,
+        torrent,
+    }
+}
+
+/// Reads the package from the seed at `address`, whose client says that it is `client`.
+fn read_from(published: &Published, address: SocketAddr, client: &str) {
+    let mut reader = Home::new();
+    let registry = reader.path().join("copy of the registry");
+    sh(
+        "cp -a \"$1\" \"$2\"",
+        &[&published.home.path().join("registry"), &registry],
+    );
+    let key = published.home.path().join("keys/default.pub.pem");
+    reader.run(&["trust", "add", "acme/*", key.to_str().unwrap()]);
+    reader.config(&format!("[sources]\npeers = [\"{address}\"]\n"));
+    reader.run(&["registry", "add", registry.to_str().unwrap()]);
+    let version = reader.mount().join("acme/tools/1.0.0");
+    // Transmission takes ten seconds to let anybody ask it, and entering a version waits no longer.
+    reader.wait_for("the version to be entered", |_| {
+        version.join("below").is_dir()
+    });
+    assert_same(published.source.path(), &version);
+    let status: Value = serde_json::from_str(&reader.run(&["status", "--json"])).unwrap();
+    let sources = status["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), 1, "{sources:?}");
+    assert_eq!(sources[0]["kind"], "torrent", "{sources:?}");
+    assert_eq!(sources[0]["lies"], 0, "{sources:?}");
+    let peers = sources[0]["peers"].as_array().unwrap();
+    assert_eq!(peers.len(), 1, "{peers:?}");
+    assert_eq!(peers[0]["name"], address.to_string());
+    let name = peers[0]["client"].as_str().unwrap_or_default();
+    assert!(name.to_lowercase().contains(client), "{peers:?}");
+    let bytes = peers[0]["bytes"].as_u64().unwrap();
+    assert!(bytes > 5_000_000 + (7 << 20), "{peers:?}");
+    println!("read from {client}: {peers:?}");
+}
+
+fn seed_directory(published: &Published) -> &Path {
+    published.mirror.path()
+}
+
+#[test]
+fn a_package_is_read_from_a_libtorrent_seed_alone() {
+    if !installed("a_package_is_read_from_a_libtorrent_seed_alone") {
+        return;
+    }
+    let published = publish();
+    let torrent = What::File(&published.torrent);
+    let mut seed = LibTorrent::start(torrent, seed_directory(&published), &[]);
+    seed.wait();
+    read_from(&published, seed.address, "libtorrent");
+}
+
+#[test]
+fn a_package_is_read_from_an_aria2_seed_alone() {
+    if !installed("a_package_is_read_from_an_aria2_seed_alone") {
+        return;
+    }
+    let published = publish();
+    let mut seed = Aria2::start(&published.torrent, seed_directory(&published), &[]);
+    seed.listening();
+    read_from(&published, seed.address, "aria2");
+}
+
+#[test]
+fn a_package_is_read_from_a_transmission_seed_alone() {
+    if !installed("a_package_is_read_from_a_transmission_seed_alone") {
+        return;
+    }
+    let published = publish();
+    let mut seed = Transmission::start(&published.torrent, seed_directory(&published));
+    seed.wait();
+    read_from(&published, seed.address, "transmission");
+}
