@@ -4,13 +4,20 @@ use std::fs::{create_dir_all, write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
+use manifs::block::{BlockRef, Digest, FileRef};
+use manifs::net::AddressFilter;
+use manifs::source::torrent::{Patience, Settings, Swarms};
+use manifs::source::{BlockSource as _, Spill, Torrent, TorrentPlace, Want};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::clients::{Aria2, LibTorrent, Transmission, What, installed};
+use crate::clients::{Aria2, LibTorrent, Transmission, What, installed, make_torrent};
 use crate::kubo::assert_same;
-use crate::machine::{Home, noise, sh};
+use crate::machine::{Home, count, noise, sh};
 
 /// A version that was published for torrents, and its tree as other programs seed it.
 struct Published {
@@ -146,4 +153,111 @@ fn a_package_is_read_from_a_transmission_seed_alone() {
     let mut seed = Transmission::start(&published.torrent, seed_directory(&published));
     seed.wait();
     read_from(&published, seed.address, "transmission");
+}
+
+/// Figures rather than promises: tests are built without optimisation, on machines that do other things too.
+#[test]
+fn reads_from_one_libtorrent_seed_are_quick_and_exact() {
+    if !installed("reads_from_one_libtorrent_seed_are_quick_and_exact") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pieces = count("reads_from_one_libtorrent_seed", 64, 512);
+    let tree = directory.path().join("tree");
+    create_dir_all(&tree).unwrap();
+    let content = noise(3, pieces << 20);
+    write(tree.join("file"), &content).unwrap();
+    let torrent = directory.path().join("tree.torrent");
+    let made = make_torrent(&tree, &torrent, &[]);
+    let mut seed = LibTorrent::start(What::File(&torrent), directory.path(), &[]);
+    seed.wait();
+    let mut info_hash = [0; 20];
+    hex::decode_to_slice(made, &mut info_hash).unwrap();
+    let torrent = Arc::new(Torrent {
+        info_hash,
+        piece_bytes: piece_length(&torrent),
+        bytes: Some(content.len() as u64),
+        trackers: Vec::new(),
+    });
+    let wants: Vec<Want> = content
+        .chunks(1 << 20)
+        .enumerate()
+        .map(|(index, bytes)| {
+            let digest = Digest::of(bytes);
+            let size = bytes.len() as u64;
+            let file = FileRef { id: digest, size };
+            let place = TorrentPlace {
+                torrent: Arc::clone(&torrent),
+                offset: (index as u64) << 20,
+            };
+            Want {
+                torrent: Some(place),
+                ..Want::new(BlockRef {
+                    file,
+                    index: 0,
+                    digest,
+                })
+            }
+        })
+        .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(measure(seed.address, wants));
+}
+
+async fn measure(seed: SocketAddr, wants: Vec<Want>) {
+    let settings = Settings {
+        client: manifs::net::Client::new(manifs::net::Options {
+            filter: AddressFilter::new(vec!["127.0.0.1".parse().unwrap()]),
+            ..Default::default()
+        }),
+        peers: vec![seed.to_string()],
+        finder: None,
+    };
+    let swarms = Swarms::new(settings, Patience::default());
+    let mut times = Vec::new();
+    let mut at = 0;
+    let reads = 4 * wants.len();
+    for _ in 0..reads {
+        at = (at * 31 + 17) % wants.len();
+        let start = Instant::now();
+        let spill = Spill::ignored();
+        let bytes = swarms.fetch(&wants[at], &spill).await.unwrap();
+        times.push(start.elapsed());
+        assert_eq!(Digest::of(&bytes), wants[at].block.digest);
+        assert_eq!(spill.arrived(), bytes.len() as u64);
+    }
+    times.sort_unstable();
+    let part = |part: usize| times[times.len() * part / 100];
+    println!(
+        "{reads} reads of 1 MiB: p50 {:?}, p99 {:?}",
+        part(50),
+        part(99)
+    );
+    let start = Instant::now();
+    let all = futures::stream::iter(&wants)
+        .map(|want| {
+            let swarms = &swarms;
+            async move { swarms.fetch(want, &Spill::ignored()).await.unwrap().len() }
+        })
+        .buffered(32);
+    let bytes = all.fold(0, |sum, len| std::future::ready(sum + len)).await;
+    let rate = bytes as f64 / start.elapsed().as_secs_f64() / 1e6;
+    println!("in a row: {rate:.0} MB/s");
+    assert!(part(99) < Duration::from_secs(2), "{:?}", part(99));
+    let report = &swarms.peers()[0];
+    assert_eq!(report.bytes, ((reads + wants.len()) << 20) as u64);
+    swarms.close().await;
+}
+
+/// Returns a torrent's piece length, out of its file.
+fn piece_length(torrent: &Path) -> u64 {
+    let bytes = std::fs::read(torrent).unwrap();
+    let word = b"12:piece lengthi";
+    let at = bytes.windows(word.len()).position(|found| found == word);
+    let digits = &bytes[at.unwrap() + word.len()..];
+    let digits = digits.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
