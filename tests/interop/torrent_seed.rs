@@ -253,7 +253,10 @@ fn a_damaged_seed_gives_no_wrong_byte_and_ends() {
     let stored = entries(&scene.home.path().join("store/p"));
     let (_, stored) = stored
         .iter()
-        .find(|(_, path)| path.metadata().is_ok_and(|stored| stored.len() == large.len()))
+        .find(|(_, path)| {
+            path.metadata()
+                .is_ok_and(|stored| stored.len() == large.len())
+        })
         .expect("the large file in the store");
     let mut bytes = std::fs::read(stored).unwrap();
     bytes[5 << 20] ^= 1;
@@ -267,7 +270,9 @@ fn a_damaged_seed_gives_no_wrong_byte_and_ends() {
     scene.home.wait_for("the seed to end", |_| {
         let seeds = scene.status()["seeds"].clone();
         let seeds = seeds.as_array().unwrap();
-        seeds.iter().all(|seed| seed["info_hash"] != package.info_hash)
+        seeds
+            .iter()
+            .all(|seed| seed["info_hash"] != package.info_hash)
     });
     let status = scene.home.run(&["status"]);
     assert!(status.contains("no longer seeded"), "{status}");
