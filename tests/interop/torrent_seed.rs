@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::clients::{
     Aria2, Here, LibTorrent, Network, Place, Tracker, Transmission, What, installed,
 };
-use crate::machine::{Home, free_port, noise};
+use crate::machine::{Home, count, free_port, noise};
 
 /// A home that seeds two packages of one tree, each known to one kind of tracker.
 struct Scene {
@@ -283,4 +283,74 @@ fn a_damaged_seed_gives_no_wrong_byte_and_ends() {
         let nothing = came.iter().all(|byte| *byte == 0);
         assert!(nothing || came == source || came.len() < source.len());
     }
+}
+
+/// CPU time of a process in seconds, and its memory in MiB.
+fn cost(pid: u32) -> (f64, f64) {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let stat = read("stat");
+    let (_, after_name) = stat.rsplit_once(") ").unwrap();
+    let fields: Vec<&str> = after_name.split(' ').collect();
+    // utime and stime, in hundredths of a second.
+    let ticks: u64 = [11, 12]
+        .map(|at| fields[at].parse::<u64>().unwrap())
+        .iter()
+        .sum();
+    let status = read("status");
+    let rss = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kib: f64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+    (
+        f64::from(u32::try_from(ticks).unwrap()) / 100.0,
+        kib / 1024.0,
+    )
+}
+
+#[test]
+fn many_seeds_cost_next_to_nothing() {
+    let packages = count("seeded packages", 30, 200);
+    let mut home = Home::new();
+    home.run(&["keygen"]);
+    for nth in 0..packages {
+        let source = tempfile::tempdir().unwrap();
+        for file in 0..10 {
+            std::fs::write(
+                source.path().join(file.to_string()),
+                format!("{nth} {file}"),
+            )
+            .unwrap();
+        }
+        home.publish(source.path(), &format!("acme/p{nth}"), "1.0.0");
+    }
+    let idle = |home: &mut Home, config: &str, seeds: usize| {
+        home.config(config);
+        home.start_daemon();
+        home.wait_for("all to be seeded", |home| {
+            let status: Value = serde_json::from_str(&home.run(&["status", "--json"])).unwrap();
+            let seeded = status["torrent"]["seeds"].as_array().map_or(0, Vec::len);
+            seeded == seeds
+        });
+        let pid = home.daemon_pid();
+        let (before, _) = cost(pid);
+        // The time over which is measured, not a wait for something.
+        std::thread::park_timeout(std::time::Duration::from_secs(10));
+        let (after, memory) = cost(pid);
+        home.kill_daemon();
+        ((after - before) / 10.0, memory)
+    };
+    let (cpu_without, memory_without) = idle(&mut home, "[mount]\ninstall = \"all\"\n", 0);
+    let port = free_port();
+    let config = format!(
+        "[mount]\ninstall = \"all\"\n[torrent]\nlisten = \"127.0.0.1:{port}\"\nseed = true\n"
+    );
+    let (cpu, memory) = idle(&mut home, &config, packages);
+    println!(
+        "{packages} seeds: {:.2} % of a core (without: {:.2} %), {memory:.0} MiB (without: {memory_without:.0} MiB)",
+        cpu * 100.0,
+        cpu_without * 100.0,
+    );
+    assert!(cpu < cpu_without + 0.03, "{cpu}, {cpu_without}");
+    assert!(memory < memory_without + 64.0, "{memory}, {memory_without}");
 }

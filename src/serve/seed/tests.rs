@@ -359,3 +359,68 @@ async fn a_cap_is_kept_and_cuts_batches() {
     // Far below a request: slow, but not stuck.
     assert_eq!(peer::batch_bytes(7), 1);
 }
+
+/// A tracker that hands out the first line of each request.
+async fn tracker() -> (String, tokio::sync::mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/announce", listener.local_addr().unwrap());
+    let (sender, asked) = tokio::sync::mpsc::channel(8);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let body = "d8:intervali0e5:peers0:e";
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let head = String::from_utf8(head).unwrap();
+            sender
+                .send(head.lines().next().unwrap().to_owned())
+                .await
+                .unwrap();
+        }
+    });
+    (url, asked)
+}
+
+#[tokio::test]
+async fn trackers_are_told_the_beginning_and_the_end_and_not_all_the_time() {
+    let scene = usual().await;
+    let (url, mut asked) = tracker().await;
+    let filter = crate::net::AddressFilter::new(vec!["127.0.0.1".parse().unwrap()]);
+    let client = crate::net::Client::new(crate::net::Options {
+        filter,
+        ..crate::net::Options::default()
+    });
+    let client = Arc::new(arc_swap::ArcSwap::from_pointee(client));
+    let shutdown = CancellationToken::new();
+    let announcer = Announcer::new(
+        Arc::clone(&scene.seeds),
+        client,
+        scene.address,
+        1234,
+        shutdown.clone(),
+    );
+    let dead = "udp://127.0.0.1:9/".to_owned();
+    let none = "gopher://x".to_owned();
+    announcer.keep(INFO_HASH, &[url, dead, none], scene.over.clone());
+    let first = asked.recv().await.unwrap();
+    assert!(
+        first.contains("&port=1234&uploaded=0&downloaded=0&left=0&"),
+        "{first}"
+    );
+    assert!(first.contains("numwant=0&event=started"), "{first}");
+    let mut stream = leecher(&scene).await;
+    assert_eq!(everything(&scene, &mut stream).await, scene.bytes);
+    // An interval of 0 is not taken at its word.
+    assert!(asked.try_recv().is_err());
+    shutdown.cancel();
+    announcer.close().await;
+    let last = asked.recv().await.unwrap();
+    assert!(last.contains("&event=stopped"), "{last}");
+}
