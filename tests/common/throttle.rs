@@ -72,10 +72,6 @@ impl Throttle {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
-
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
 }
 
 fn forward(mut from: TcpStream, mut to: TcpStream, line: Option<&Line>) {

@@ -334,125 +334,180 @@ fn a_cold_sequential_read_through_a_web_server_is_as_fast_as_through_a_gateway()
     );
 }
 
-/// Lets a home have all of a version, out of a mirror, and serve it; returns its URL.
-fn share(daemon: &mut Home, mirror: &Path) -> String {
-    let port = free_port();
-    daemon.config(&format!(
-        "[gateway]\nlisten = \"127.0.0.1:{port}\"\nshare = [\"*\"]\n[sources]\nlocal = [{:?}]\n",
-        mirror.display().to_string()
-    ));
-    let warmed = daemon.run(&["warm", "acme/tools@1.0.0", "--json"]);
+/// The three networks, each with all of a version: two daemons, one that serves blocks and one that seeds, and nginx.
+struct Networks {
+    gateway: Home,
+    seed: Home,
+    server: WebServer,
+    /// Where each is: `host:port`, in this order.
+    places: [String; 3],
+}
+
+/// What `status` calls them.
+const KINDS: [&str; 3] = ["gateway", "torrent", "http"];
+
+impl Networks {
+    fn start(test: &str, publisher: &Home, mirror: &Path) -> Option<Networks> {
+        let server = WebServer::nginx(test, mirror)?;
+        let homes = || {
+            let home = reader_of(publisher);
+            let port = free_port();
+            (home, format!("127.0.0.1:{port}"))
+        };
+        let ((mut gateway, blocks), (mut seed, peer)) = (homes(), homes());
+        warm(
+            &gateway,
+            mirror,
+            &format!("[gateway]\nlisten = \"{blocks}\"\nshare = [\"*\"]\n"),
+        );
+        warm(
+            &seed,
+            mirror,
+            &format!(
+                "[torrent]\nlisten = \"{peer}\"\nseed = true\n\
+                 [gateway]\nlisten = \"127.0.0.1:{}\"\nshare = [\"*\"]\n",
+                free_port()
+            ),
+        );
+        gateway.start_daemon();
+        let inspection = gateway.run(&["inspect", VERSION, "--json"]);
+        let inspection: Value = serde_json::from_str(&inspection).unwrap();
+        let root = inspection["manifest"]["ipfs"]["root"].as_str().unwrap();
+        gateway.wait_for("the version to be shared", |_| {
+            let mut curl = Command::new("curl");
+            curl.args(["-sf", "--max-time", "10", "--output", "/dev/null"])
+                .arg(format!("http://{blocks}/ipfs/{root}?format=raw"));
+            curl.status().is_ok_and(|status| status.success())
+        });
+        seed.start_daemon();
+        seed.wait_for("the version to be seeded", |home| {
+            let status: Value = serde_json::from_str(&home.run(&["status", "--json"])).unwrap();
+            !status["torrent"]["seeds"][0].is_null()
+        });
+        let web = server.url.trim_start_matches("http://").to_owned();
+        Some(Networks {
+            gateway,
+            seed,
+            server,
+            places: [blocks, peer, web],
+        })
+    }
+
+    /// Kills one of them as a crash would.
+    fn kill(&mut self, number: usize) {
+        match number {
+            0 => self.gateway.kill_daemon(),
+            1 => self.seed.kill_daemon(),
+            _ => self.server.kill(),
+        }
+    }
+}
+
+const VERSION: &str = "acme/tools@1.0.0";
+
+/// Lets a home have all of a version, out of a mirror.
+fn warm(home: &Home, mirror: &Path, config: &str) {
+    let local = mirror.display().to_string();
+    home.config(&format!("{config}[sources]\nlocal = [{local:?}]\n"));
+    let warmed = home.run(&["warm", VERSION, "--json"]);
     let warmed: Value = serde_json::from_str(&warmed).unwrap();
     assert_eq!(warmed["sources"][0]["kind"], "local", "{warmed}");
     // And the catalog.
     let bytes = warmed["sources"][0]["bytes"].as_u64();
     assert!(bytes > warmed["moved"].as_u64(), "{warmed}");
-    daemon.start_daemon();
-    let inspection = daemon.run(&["inspect", "acme/tools@1.0.0", "--json"]);
-    let inspection: Value = serde_json::from_str(&inspection).unwrap();
-    let root = inspection["manifest"]["ipfs"]["root"].as_str().unwrap();
-    let url = format!("http://127.0.0.1:{port}");
-    daemon.wait_for("the version to be shared", |_| {
-        let mut curl = Command::new("curl");
-        curl.args(["-sf", "--max-time", "10", "--output", "/dev/null"])
-            .arg(format!("{url}/ipfs/{root}?format=raw"));
-        curl.status().is_ok_and(|status| status.success())
-    });
-    url
+}
+
+/// Lets a home ask some of the three, each at its place.
+fn ask(reader: &Home, places: &[String; 3], which: &[usize]) {
+    let one = |number: usize, scheme: &str| {
+        let place = which.contains(&number).then(|| &places[number]);
+        place.map_or(String::new(), |place| format!("\"{scheme}{place}\""))
+    };
+    reader.config(&format!(
+        "[sources]\ngateways = [{}]\npeers = [{}]\nhttp = [{}]\n[net]\nallow = [\"127.0.0.1\"]\n",
+        one(0, "http://"),
+        one(1, ""),
+        one(2, "http://")
+    ));
+}
+
+/// Returns how many blocks each of the three has delivered.
+fn blocks(reader: &Home) -> [u64; 3] {
+    let known = sources(reader);
+    KINDS.map(|kind| {
+        let of = known.iter().filter(|source| source["kind"] == kind);
+        of.filter_map(|source| source["blocks"].as_u64()).sum()
+    })
 }
 
 #[test]
-fn three_sources_of_one_rate_are_faster_together_than_any_alone() {
-    let test = "three_sources_of_one_rate_are_faster_together_than_any_alone";
-    let size = count("MiB read from three sources of one rate", 96, 512) * MIB;
-    // Far below what a loaded machine can read, so that the sources are what it waits for.
+fn three_networks_of_one_rate_are_faster_together_than_any_alone() {
+    let test = "three_networks_of_one_rate_are_faster_together_than_any_alone";
+    let size = count("MiB read from three networks of one rate", 96, 512) * MIB;
+    // Far below what a loaded machine can read, so that the networks are what it waits for.
     let rate = 24 * MIB as u64;
     let source = tempfile::tempdir().unwrap();
     let content = noise(9, size);
     std::fs::write(source.path().join("large"), &content).unwrap();
     let publisher = Home::new();
     let mirror = publish(&publisher, source.path(), &[]);
-    let Some(server) = WebServer::nginx(test, &mirror) else {
+    let Some(networks) = Networks::start(test, &publisher, &mirror) else {
         return;
     };
-    let mut daemons = [reader_of(&publisher), reader_of(&publisher)];
-    let urls = daemons.each_mut().map(|daemon| share(daemon, &mirror));
-    let line = |url: &str| Throttle::new(url.trim_start_matches("http://"), rate);
-    let lines = [line(&urls[0]), line(&urls[1]), line(&server.url)];
-    let took = |gateways: &[&Throttle], http: &[&Throttle]| {
-        let list = |lines: &[&Throttle]| {
-            let urls: Vec<String> = lines
-                .iter()
-                .map(|line| format!("{:?}", line.url()))
-                .collect();
-            urls.join(", ")
-        };
+    let lines = networks
+        .places
+        .each_ref()
+        .map(|place| Throttle::new(place, rate));
+    let places = lines.each_ref().map(|line| line.address().to_string());
+    let took = |which: &[usize]| {
         let mut reader = reader_of(&publisher);
-        reader.config(&format!(
-            "[sources]\ngateways = [{}]\nhttp = [{}]\n",
-            list(gateways),
-            list(http)
-        ));
+        ask(&reader, &places, which);
         let path = reader.mount().join("acme/tools/1.0.0/large");
-        read(&path, &content, |_| {})
+        let took = read(&path, &content, |_| {});
+        (took, blocks(&reader))
     };
-    let alone = [
-        took(&[&lines[0]], &[]),
-        took(&[&lines[1]], &[]),
-        took(&[], &[&lines[2]]),
-    ];
-    let together = took(&[&lines[0], &lines[1]], &[&lines[2]]);
+    let alone = [0, 1, 2].map(|number| took(&[number]).0);
+    let (together, shares) = took(&[0, 1, 2]);
     let best = alone.iter().min().unwrap();
     let gain = best.as_secs_f64() / together.as_secs_f64();
-    println!("alone {alone:?}, together {together:?}: {gain:.2} times");
-    assert!(gain >= 1.3, "alone {alone:?}, together {together:?}");
+    println!("alone {alone:?}, together {together:?}: {gain:.2} times; blocks of each {shares:?}");
+    assert!(
+        gain >= 1.3,
+        "alone {alone:?}, together {together:?}; {shares:?}"
+    );
 }
 
 #[test]
-fn any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices() {
-    let test = "any_two_of_three_sources_die_in_the_middle_of_a_read_and_nobody_notices";
-    let size = count("MiB read while sources die", 96, 512) * MIB;
+fn any_two_of_three_networks_die_in_the_middle_of_a_read_and_nobody_notices() {
+    let test = "any_two_of_three_networks_die_in_the_middle_of_a_read_and_nobody_notices";
+    let size = count("MiB read while networks die", 96, 512) * MIB;
     let source = tempfile::tempdir().unwrap();
     let content = noise(8, size);
     std::fs::write(source.path().join("large"), &content).unwrap();
     let publisher = Home::new();
     let mirror = publish(&publisher, source.path(), &[]);
-    if WebServer::nginx(test, &mirror).is_none() {
-        return;
-    }
     for survivor in 0..3 {
-        let mut server = WebServer::nginx(test, &mirror).unwrap();
-        // Two daemons that have all of it.
-        let mut daemons = [reader_of(&publisher), reader_of(&publisher)];
-        let urls = daemons.each_mut().map(|daemon| share(daemon, &mirror));
+        let Some(mut networks) = Networks::start(test, &publisher, &mirror) else {
+            return;
+        };
         let mut reader = reader_of(&publisher);
-        reader.config(&format!(
-            "[sources]\ngateways = [\"{}\", \"{}\"]\nhttp = [\"{}\"]\n",
-            urls[0], urls[1], server.url
-        ));
+        ask(&reader, &networks.places, &[0, 1, 2]);
         let path = reader.mount().join("acme/tools/1.0.0/large");
         let mut killed = false;
         let took = read(&path, &content, |done| {
             if done >= size / 4 && !killed {
                 killed = true;
-                for (number, daemon) in daemons.iter_mut().enumerate() {
-                    if number != survivor {
-                        daemon.kill_daemon();
-                    }
-                }
-                if survivor != 2 {
-                    server.kill();
-                }
+                let dead = (0..3).filter(|number| *number != survivor);
+                dead.for_each(|number| networks.kill(number));
             }
         });
-        let known = sources(&reader);
-        let blocks: Vec<u64> = known
-            .iter()
-            .filter_map(|source| source["blocks"].as_u64())
-            .collect();
-        println!("source {survivor} was left: {took:?}, blocks of each {blocks:?}");
+        let shares = blocks(&reader);
+        println!(
+            "{} was left: {took:?}, blocks of each {shares:?}",
+            KINDS[survivor]
+        );
         assert!(took < Duration::from_secs(60), "{took:?}");
-        assert!(blocks[survivor] as usize > size / MIB / 4, "{known:?}");
-        assert!(blocks.iter().all(|blocks| *blocks > 0), "{known:?}");
+        assert!(shares[survivor] as usize > size / MIB / 4, "{shares:?}");
+        assert!(shares.iter().all(|blocks| *blocks > 0), "{shares:?}");
     }
 }
