@@ -47,7 +47,7 @@ impl WebServer {
         };
         let place = files.path().display();
         let config = format!(
-            "daemon off; worker_processes 1; pid {place}/pid; error_log {place}/error.log; {user}\n\
+            "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log; {user}\n\
              events {{ worker_connections 512; }}\n\
              http {{ access_log {place}/access.log; default_type application/octet-stream; sendfile on;\n\
              client_body_temp_path {place}/body; proxy_temp_path {place}/proxy; fastcgi_temp_path {place}/fastcgi;\n\
@@ -98,12 +98,8 @@ impl WebServer {
         server
     }
 
-    /// Ends it as a crash would, with the process that serves its connections.
+    /// Ends it as a crash would.
     fn kill(&mut self) {
-        let workers = Command::new("pkill")
-            .args(["-KILL", "-P", &self.child.id().to_string()])
-            .status();
-        drop(workers);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
