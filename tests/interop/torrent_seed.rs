@@ -279,10 +279,12 @@ fn a_damaged_seed_gives_no_wrong_byte_and_ends() {
     let came = directory.join(&package.name).join("bin/deep/large");
     let came = std::fs::read(came).unwrap_or_default();
     let source = std::fs::read(scene.source.path().join("bin/deep/large")).unwrap();
-    for (came, source) in came.chunks(1 << 20).zip(source.chunks(1 << 20)) {
-        let nothing = came.iter().all(|byte| *byte == 0);
-        assert!(nothing || came == source || came.len() < source.len());
-    }
+    // libtorrent writes what it has of a piece before it is whole, so that some of one may still be zeros.
+    let wrong = came
+        .iter()
+        .zip(&source)
+        .position(|(came, source)| came != source && *came != 0);
+    assert_eq!(wrong, None, "a wrong byte");
 }
 
 /// CPU time of a process in seconds, and its memory in MiB.

@@ -27,8 +27,10 @@ const SLACK: Duration = Duration::from_millis(50);
 const MEASURE: Duration = Duration::from_millis(30);
 const MEASURE_BYTES: u64 = 128 << 10;
 
-/// The least time of an answer is forgotten by this factor with each answer.
+/// The least time of an answer is forgotten by this factor with each answer; far more slowly while the window is full,
+/// when answers mostly wait for one another: a window made from that time would only make it longer.
 const FADES: f64 = 1.000_5;
+const FADES_WHEN_FULL: f64 = 1.000_01;
 
 /// What is assumed of an unknown peer: it is worth a try.
 const RATE: f64 = 8e6;
@@ -81,7 +83,8 @@ impl Pace {
     /// Notes an answer of `bytes` that took `took`.
     pub(super) fn answered(&mut self, bytes: u32, took: Duration, now: Instant) {
         let took = took.as_secs_f64();
-        self.answer = Some(self.answer.map_or(took, |least| (least * FADES).min(took)));
+        let fades = if self.full { FADES_WHEN_FULL } else { FADES };
+        self.answer = Some(self.answer.map_or(took, |least| (least * fades).min(took)));
         self.bytes += u64::from(bytes);
         let Some(since) = self.since else { return };
         let time = now.saturating_duration_since(since);
