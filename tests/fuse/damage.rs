@@ -255,7 +255,9 @@ fn reads_of_a_source_that_never_answers_end_and_disturb_nobody() {
         })
         .collect();
     // Ctrl-C ends a waiting `cat` at once.
-    let mut cat = Command::new("cat")
+    // A shell that ran us in the background has had us ignore the signal, and children inherit that.
+    let mut cat = Command::new("env")
+        .args(["--default-signal=INT", "cat"])
         .arg(version.join("lost/0"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
