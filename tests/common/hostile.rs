@@ -70,6 +70,29 @@ pub(crate) enum Manner {
     Gzip,
 }
 
+impl Manner {
+    /// Returns everything that no honest server of any kind does; `drip` is the time for each byte, where bytes drip.
+    pub(crate) fn lies(drip: Duration) -> Vec<Manner> {
+        vec![
+            Manner::Wrong,
+            Manner::Short,
+            Manner::Cut,
+            Manner::Long,
+            Manner::Endless,
+            Manner::Huge,
+            Manner::Drip(drip),
+            Manner::Hang,
+            Manner::HangAfterHead,
+            Manner::Reset,
+            Manner::Status(500, ""),
+            Manner::Html,
+            Manner::EndlessHeaders,
+            Manner::Garbage,
+            Manner::Gzip,
+        ]
+    }
+}
+
 #[derive(Default)]
 struct Counts {
     connections: AtomicU64,
