@@ -11,7 +11,7 @@ use super::look::base;
 use super::{catalog_failure, catalog_failure_of, fetch_failure, value};
 use crate::block::{BLOCK_BYTES, Block, BlockRef};
 use crate::catalog::{CatalogError, Kind, Row, WholeFile, links, verify_ids};
-use crate::daemon::{Home, subtree};
+use crate::daemon::{Home, Target, subtree};
 use crate::fetch::Priority;
 use crate::install::{Listed, Tree, catalog_want, want_of};
 use crate::manifest::Manifest;
@@ -191,15 +191,7 @@ impl Home {
     /// files, so that many small ones are no slower than one large one.
     pub(super) async fn fetch(&self, target: &str, replies: &Replies) -> Result<Done, Failure> {
         let (target, version) = self.find(target)?;
-        let (tree, top, _) = self.row(&target, &version).await?;
-        let sending = Sending {
-            manifest: version.manifest(),
-            tree: &tree,
-            listed: Some(&version),
-            top,
-            mirror: false,
-        };
-        self.send_tree(&sending, replies).await
+        self.send_listed(&target, &version, false, replies).await
     }
 
     /// Sends a whole version, its catalog included.
@@ -209,13 +201,23 @@ impl Home {
             let message = "a mirror holds whole versions";
             return Err(Failure::new(FailureKind::Usage, message).hint("name one without a path"));
         }
-        let (tree, top, _) = self.row(&target, &version).await?;
+        self.send_listed(&target, &version, true, replies).await
+    }
+
+    async fn send_listed(
+        &self,
+        target: &Target,
+        version: &Arc<Listed>,
+        mirror: bool,
+        replies: &Replies,
+    ) -> Result<Done, Failure> {
+        let (tree, top, _) = self.row(target, version).await?;
         let sending = Sending {
             manifest: version.manifest(),
             tree: &tree,
-            listed: Some(&version),
+            listed: Some(version),
             top,
-            mirror: true,
+            mirror,
         };
         self.send_tree(&sending, replies).await
     }
