@@ -4,8 +4,10 @@
 //! catalog alone, so a reader needs no metainfo. [`Outline`] is the info dictionary but for its piece hashes, [`Info`]
 //! the whole with its hash, [`Pieces`] makes the hashes while files are read for the first time, and [`rebuild`] from
 //! what is stored. Info hashes are locators and SHA-1 proves nothing: whatever a peer sends is judged by its SHA-256.
-//! This module knows no peer, no store and no disk.
+//! Both sides of a connection, reading and seeding, greet by [`handshake`] as one [`peer_id`] makes them. This module
+//! dials no peer and knows no store and no disk.
 
+mod greeting;
 mod info;
 mod layout;
 mod metainfo;
@@ -16,6 +18,7 @@ use std::io;
 
 use crate::catalog::CatalogError;
 
+pub use greeting::{CLIENT, HANDSHAKE_BYTES, handshake, peer_id};
 pub use info::{Info, InfoError, Outline};
 pub use layout::{Layout, Place, Span};
 pub use metainfo::{MetainfoHints, magnet, metainfo};

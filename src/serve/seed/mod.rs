@@ -27,14 +27,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::Rate;
 use crate::store::Store;
+use crate::torrent::peer_id;
 
 pub use announce::Announcer;
 pub use content::{Content, Span};
 pub use server::serve;
 pub use versions::{Parts, Versions, Wanted};
-
-/// Begins the peer id, as other programs do: two letters for the program, four digits for its version.
-const PEER_ID_HEAD: &[u8; 8] = b"-MN0100-";
 
 /// What strangers may cost.
 #[derive(Clone, Copy, Debug)]
@@ -119,17 +117,12 @@ pub struct Seeds {
 impl Seeds {
     /// Makes an empty table. Whatever is given to others is paid for at `up`.
     pub fn new(store: Arc<Store>, limits: Limits, up: Option<Arc<Rate>>) -> Arc<Seeds> {
-        let mut peer_id = [0; 20];
-        peer_id[..8].copy_from_slice(PEER_ID_HEAD);
-        for byte in &mut peer_id[8..] {
-            *byte = rand::random_range(b'a'..=b'z');
-        }
         Arc::new(Seeds {
             store,
             limits,
             batch_bytes: peer::batch_bytes(up.as_ref().map_or(0, |up| up.bytes_per_second())),
             rate: up,
-            peer_id,
+            peer_id: peer_id(),
             seeds: RwLock::default(),
             ended: Mutex::default(),
         })

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::content::{Content, Gone, answer, range};
 use super::wire::{self, Message, Request, WireError};
 use super::{Seed, Seeds};
+use crate::torrent::handshake;
 
 /// Requests that a connection may have waiting; nothing more is read of it until there is room.
 pub(super) const QUEUE_MAX: usize = 1024;
@@ -87,7 +88,7 @@ async fn talk(
         return Ok(());
     };
     let pieces = content.bytes().div_ceil(content.piece_bytes().max(1));
-    let mut out = wire::handshake(seed.info_hash, seeds.peer_id).to_vec();
+    let mut out = handshake(seed.info_hash, seeds.peer_id).to_vec();
     if extended {
         wire::write_extensions(&mut out, info_bytes, QUEUE_TOLD);
     }

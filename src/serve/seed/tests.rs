@@ -135,7 +135,7 @@ async fn usual() -> Scene {
 /// A leecher past the handshake and what follows it.
 async fn leecher(scene: &Scene) -> TcpStream {
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
-    let hello = wire::handshake(INFO_HASH, [7; 20]);
+    let hello = crate::torrent::handshake(INFO_HASH, [7; 20]);
     stream.write_all(&hello).await.unwrap();
     let theirs = wire::read_handshake(&mut stream).await.unwrap();
     assert_eq!(theirs.info_hash.0, INFO_HASH);
@@ -229,7 +229,7 @@ async fn an_evicted_block_ends_the_seed_and_every_connection_to_it() {
     assert_eq!(scene.seeds.problems().len(), 1);
     // Whoever comes now is told nothing.
     let mut late = TcpStream::connect(scene.address).await.unwrap();
-    late.write_all(&wire::handshake(INFO_HASH, [7; 20]))
+    late.write_all(&crate::torrent::handshake(INFO_HASH, [7; 20]))
         .await
         .unwrap();
     assert_eq!(late.read(&mut [0]).await.unwrap_or(0), 0);
@@ -267,8 +267,8 @@ async fn what_no_leecher_may_say_ends_its_connection_only() {
     }
     for hello in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
-        &wire::handshake([1; 20], [7; 20]),
-        &wire::handshake(INFO_HASH, scene.seeds.peer_id()),
+        &crate::torrent::handshake([1; 20], [7; 20]),
+        &crate::torrent::handshake(INFO_HASH, scene.seeds.peer_id()),
     ] {
         let mut stream = TcpStream::connect(scene.address).await.unwrap();
         stream.write_all(hello).await.unwrap();

@@ -6,14 +6,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use librqbit_bencode::{BencodeDeserializer, BencodeValueBorrowed, ByteBuf};
-use librqbit_core::hash_id::Id20;
 use librqbit_peer_protocol::{Handshake, Message as Known};
 use serde::{Deserialize as _, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
-/// Bytes of a handshake.
-pub(super) const HANDSHAKE_BYTES: usize = 68;
+use crate::torrent::{CLIENT, HANDSHAKE_BYTES};
 
 /// The most bytes that one request may want. 16 KiB is usual, some ask for more.
 pub(super) const REQUEST_BYTES_MAX: u32 = 128 << 10;
@@ -97,14 +95,6 @@ pub(super) async fn read_handshake(
     let (handshake, _) =
         Handshake::deserialize(&bytes).map_err(|_| WireError::Wrong("no BitTorrent handshake"))?;
     Ok(handshake)
-}
-
-/// Returns our handshake.
-pub(super) fn handshake(info_hash: [u8; 20], peer_id: [u8; 20]) -> [u8; HANDSHAKE_BYTES] {
-    let mut bytes = [0; HANDSHAKE_BYTES];
-    let handshake = Handshake::new(Id20::new(info_hash), Id20::new(peer_id));
-    let _ = handshake.serialize_unchecked_len(&mut bytes);
-    bytes
 }
 
 /// Reads the next message; waits for it as long as `idle`. `buffer` is used again for each.
@@ -222,7 +212,7 @@ pub(super) fn write_extensions(out: &mut Vec<u8>, metadata_bytes: Option<u64>, q
         reqq: queue as u64,
         // BEP 21: we want nothing, so that other seeds need not stay.
         upload_only: 1,
-        v: concat!("manifs ", env!("CARGO_PKG_VERSION")),
+        v: CLIENT,
     };
     let mut body = Vec::new();
     librqbit_bencode::bencode_serialize_to_writer(&extensions, &mut body)

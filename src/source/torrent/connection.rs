@@ -16,7 +16,8 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 use super::book::{Blame, Peer};
 use super::link::Doom;
 use super::swarm::Swarm;
-use super::wire::{self, HANDSHAKE_BYTES};
+use super::wire;
+use crate::torrent::{HANDSHAKE_BYTES, handshake};
 
 /// Bytes that are read at once, and kept of an unfinished message.
 const INBOX_BYTES: usize = 128 << 10;
@@ -88,7 +89,7 @@ async fn dial(swarm: &Swarm, peer: &Peer) -> Result<TcpStream, String> {
 /// Returns whether the peer knows extensions.
 async fn shake_hands(swarm: &Swarm, stream: &mut TcpStream) -> Result<bool, Doom> {
     let gone = |error: std::io::Error| Doom(Blame::Failure, format!("no handshake ({error})"));
-    let ours = wire::handshake(swarm.info_hash(), swarm.peer_id());
+    let ours = handshake(swarm.info_hash(), swarm.peer_id());
     stream.write_all(&ours).await.map_err(gone)?;
     let mut theirs = [0; HANDSHAKE_BYTES];
     stream.read_exact(&mut theirs).await.map_err(gone)?;

@@ -37,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{BlockSource, PeerReport, SourceError, SourceKind, Spill, Torrent, Want};
 use crate::net::Client;
+use crate::torrent::peer_id;
 use swarm::Swarm;
 pub use trackers::Trackers;
 
@@ -51,9 +52,6 @@ const SWARMS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Peers that are told of, who gave most first.
 const PEERS_TOLD: usize = 64;
-
-/// Begins our peer id, in the usual form: `-`, client, version, `-`.
-const PEER_ID: &[u8; 8] = b"-MF0001-";
 
 /// How long peers may take.
 #[derive(Clone, Copy, Debug)]
@@ -162,14 +160,11 @@ impl Shared {
 impl Swarms {
     /// Makes the source. Nothing is dialled before something is wanted.
     pub fn new(settings: Settings, patience: Patience) -> Arc<Self> {
-        let mut peer_id = [0; 20];
-        rand::fill(&mut peer_id);
-        peer_id[..PEER_ID.len()].copy_from_slice(PEER_ID);
         Arc::new(Swarms {
             shared: Arc::new(Shared {
                 settings: ArcSwap::from_pointee(settings.into()),
                 patience,
-                peer_id,
+                peer_id: peer_id(),
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                 swarms: Mutex::new(LruCache::new(SWARMS_MAX)),
                 tasks: TaskTracker::new(),

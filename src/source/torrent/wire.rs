@@ -5,18 +5,16 @@
 //! kind is skipped by its length.
 
 use bytes::BytesMut;
-use librqbit_core::hash_id::Id20;
 use librqbit_peer_protocol::extended::ExtendedMessage;
 use librqbit_peer_protocol::{Handshake, Message, Request};
+
+use crate::torrent::{CLIENT, HANDSHAKE_BYTES};
 
 /// Bytes of a request at most; clients refuse longer ones.
 pub(super) const REQUEST_BYTES: u32 = 16 << 10;
 
 /// Pieces of a torrent at most. Torrents of packages have at most 100,000.
 pub(super) const PIECES_MAX: u32 = 131_072;
-
-/// Bytes of a handshake.
-pub(super) const HANDSHAKE_BYTES: usize = 68;
 
 /// Bytes of a frame at most: a request's bytes, or a bitfield of [`PIECES_MAX`], with what goes before them.
 const FRAME_BYTES_MAX: usize = (REQUEST_BYTES as usize) + 512;
@@ -83,14 +81,6 @@ pub(super) enum Broken {
     OtherTorrent,
 }
 
-/// Returns our handshake.
-pub(super) fn handshake(info_hash: [u8; 20], peer_id: [u8; 20]) -> [u8; HANDSHAKE_BYTES] {
-    let mut bytes = [0; HANDSHAKE_BYTES];
-    let ours = Handshake::new(Id20::new(info_hash), Id20::new(peer_id));
-    let _ = ours.serialize_unchecked_len(&mut bytes);
-    bytes
-}
-
 /// Judges a peer's handshake; returns whether it knows extensions.
 pub(super) fn judge_handshake(
     bytes: &[u8; HANDSHAKE_BYTES],
@@ -105,8 +95,7 @@ pub(super) fn judge_handshake(
 
 /// Writes our extension handshake: a name, and no extension offered.
 pub(super) fn say_hello(out: &mut BytesMut) {
-    const NAME: &str = concat!("manifs ", env!("CARGO_PKG_VERSION"));
-    let hello = format!("d1:mde1:v{}:{NAME}e", NAME.len());
+    let hello = format!("d1:mde1:v{}:{CLIENT}e", CLIENT.len());
     // Two bytes go before the dictionary; a name of the package's own is short.
     let len = u32::try_from(hello.len() + 2).unwrap_or_default();
     out.extend_from_slice(&len.to_be_bytes());
@@ -308,7 +297,7 @@ mod tests {
 
     #[test]
     fn handshakes_are_of_the_protocol_and_of_the_torrent() {
-        let ours = handshake([7; 20], [8; 20]);
+        let ours = crate::torrent::handshake([7; 20], [8; 20]);
         assert_eq!(judge_handshake(&ours, [7; 20]), Ok(true));
         assert_eq!(judge_handshake(&ours, [6; 20]), Err(Broken::OtherTorrent));
         let mut other = ours;
