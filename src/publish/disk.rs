@@ -48,6 +48,8 @@ pub(crate) struct Stat {
     pub(crate) device: u64,
     pub(crate) inode: u64,
     pub(crate) mount: u64,
+    /// Whose it is.
+    pub(crate) uid: u32,
 }
 
 impl Stat {
@@ -70,6 +72,7 @@ impl Stat {
             device: u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor),
             inode: found.stx_ino,
             mount: found.stx_mnt_id,
+            uid: found.stx_uid,
         }
     }
 
@@ -79,13 +82,14 @@ impl Stat {
         i64::try_from(ns).ok()
     }
 
-    /// Returns whether nothing was written between the two: same inode, size, modification and change time.
+    /// Returns whether nothing was written between the two: same inode, owner, size, modification and change time.
     pub(crate) fn unchanged(&self, other: &Stat) -> bool {
         let seen = |stat: &Stat| {
             (
                 stat.kind,
                 stat.device,
                 stat.inode,
+                stat.uid,
                 stat.size,
                 stat.mtime,
                 stat.ctime,

@@ -32,7 +32,7 @@ mod walk;
 pub use error::PublishError;
 pub use finish::{Outcome, Resumed};
 pub use job::{Envelopes, Prepared, Publisher, Signer, Summary};
-pub use options::{About, Allow, AllowSyntax, Hints, JobId, JobIdSyntax, Latest, Options};
+pub use options::{About, Allow, AllowSyntax, Guard, Hints, JobId, JobIdSyntax, Latest, Options};
 pub use progress::{Progress, Snapshot, Step};
 pub use refusal::{Group, Reason, Refusals, Refused, SHOWN_PER_REASON};
 

@@ -96,6 +96,14 @@ impl Hints {
     }
 }
 
+/// What holds of every path of a tree that somebody else put where it is published from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guard {
+    /// Whose everything has to be; `None` lets anybody's pass.
+    pub owner: Option<u32>,
+}
+
 /// What a publish is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +113,9 @@ pub struct Options {
     /// What is not refused.
     #[serde(default)]
     pub allow: Allow,
+    /// Refuse what lies on another mount than the directory itself, or belongs to others.
+    #[serde(default)]
+    pub guard: Option<Guard>,
     /// Keep permission bits and the times of directories and symlinks.
     #[serde(default)]
     pub preserve: bool,
@@ -134,6 +145,7 @@ impl Options {
         Options {
             package,
             allow: Allow::default(),
+            guard: None,
             preserve: false,
             mtime: None,
             latest: Latest::default(),

@@ -30,6 +30,10 @@ pub enum Reason {
     Changed,
     /// It lies in a mount of manifs.
     Mount,
+    /// It lies on another mount than the directory that was dropped.
+    OtherMount,
+    /// It does not belong to the owner of the directory that was dropped.
+    Owner,
     /// It is a home of manifs: the store would be published into itself.
     Home,
     /// Its name is reserved in a package's root.
@@ -69,6 +73,8 @@ impl Reason {
             Reason::Secret => "take it out of the tree, or pass --allow secrets",
             Reason::Changed => "publish again when nothing writes to it",
             Reason::Mount => "copy it out of the mount first",
+            Reason::OtherMount => "copy it into the directory",
+            Reason::Owner => "copy it, so that it is yours",
             Reason::Home => "publish a directory that does not contain the home",
             Reason::Reserved => "rename it",
             Reason::Unreadable => "make it readable for the user that publishes",
@@ -91,6 +97,8 @@ impl fmt::Display for Reason {
             Reason::Secret => "likely a secret",
             Reason::Changed => "changed while it was read",
             Reason::Mount => "inside a mount of manifs",
+            Reason::OtherMount => "on another mount than the directory",
+            Reason::Owner => "not owned by the owner of the directory",
             Reason::Home => "a home of manifs",
             Reason::Reserved => "a name that is reserved in a package's root",
             Reason::Unreadable => "cannot be read",

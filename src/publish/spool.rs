@@ -71,6 +71,7 @@ impl SpoolWriter {
 
     fn stat(&mut self, stat: &Stat) -> io::Result<()> {
         self.0.write_all(&stat.mode.to_le_bytes())?;
+        self.0.write_all(&stat.uid.to_le_bytes())?;
         for (seconds, ns) in [stat.mtime, stat.ctime] {
             self.0.write_all(&seconds.to_le_bytes())?;
             self.0.write_all(&ns.to_le_bytes())?;
@@ -126,6 +127,7 @@ impl SpoolReader {
         Ok(Stat {
             kind,
             mode: u16::from_le_bytes(self.array()?),
+            uid: u32::from_le_bytes(self.array()?),
             mtime: (
                 i64::from_le_bytes(self.array()?),
                 u32::from_le_bytes(self.array()?),
@@ -166,6 +168,7 @@ mod tests {
             device: 3,
             inode: u64::MAX,
             mount: 7,
+            uid: 1000,
         };
         let directory = SpooledDirectory {
             path: b"a/b\n".to_vec(),

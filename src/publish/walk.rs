@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::disk::{self, Disk, FileKind, Found, Stat};
-use super::options::{Allow, Options};
+use super::options::{Allow, Guard, Options};
 use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
 use super::rules;
@@ -104,6 +104,7 @@ pub(crate) fn walk(
     let mut walk = Walk {
         disk,
         allow: options.allow,
+        guard: options.guard,
         attributes,
         homes,
         own_mounts: disk::own_mounts(),
@@ -144,6 +145,7 @@ pub(crate) fn walk(
 struct Walk<'a> {
     disk: &'a Disk,
     allow: Allow,
+    guard: Option<Guard>,
     attributes: &'a Attributes,
     homes: &'a HashSet<(u64, u64)>,
     own_mounts: HashSet<u64>,
@@ -297,6 +299,12 @@ impl Walk<'_> {
             (Reason::Length, "")
         } else if directory && self.own_mounts.contains(&stat.mount) {
             (Reason::Mount, "")
+        } else if self.guard.is_some() && stat.mount != self.disk.stat().mount {
+            (Reason::OtherMount, "")
+        } else if let Some(Guard { owner: Some(owner) }) = self.guard
+            && stat.uid != owner
+        {
+            (Reason::Owner, "")
         } else if directory && self.homes.contains(&(stat.device, stat.inode)) {
             (Reason::Home, "")
         } else if stat.kind == FileKind::File && stat.size > FILE_BYTES_MAX {
