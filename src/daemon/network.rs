@@ -211,10 +211,11 @@ impl Home {
 
     /// Returns the torrent swarms, with the configuration as it is now.
     fn swarms(&self, config: &Config, client: &net::Client) -> Arc<Swarms> {
+        let bind = config.torrent.as_ref().map(|torrent| torrent.listen.ip());
         let settings = Settings {
             client: client.clone(),
             peers: config.sources.peers.clone(),
-            finder: Some(Arc::new(Trackers::new(client.clone()))),
+            finder: Some(Arc::new(Trackers::new(client.clone(), bind))),
         };
         let made = self
             .swarms

@@ -260,7 +260,7 @@ impl Pilot<'_> {
                 look = None;
                 match self.pick(len, Hedging::of(hedging, early), line.take(), now) {
                     Pick::Start(ranked, slot) => {
-                        hedge = Some(Hedge::after(&ranked.desk, len, now));
+                        hedge = Some(Hedge::after(slot.desk(), len, now));
                         running.push(self.attempt(ranked, slot, hedging));
                         continue;
                     }
@@ -303,7 +303,7 @@ impl Pilot<'_> {
                 Ok(slot) = wait_in(&mut line), if line.is_some() => {
                     look = None;
                     if let Some((ranked, _)) = line.take() {
-                        hedge = Some(Hedge::after(&ranked.desk, len, Instant::now()));
+                        hedge = Some(Hedge::after(slot.desk(), len, Instant::now()));
                         patience = LOOK_AGAIN;
                         running.push(self.attempt(ranked, slot, false));
                     }
@@ -339,17 +339,17 @@ impl Pilot<'_> {
             return Pick::Nobody;
         }
         let sources = self.inner.sources.load();
-        let proven = sources.iter().filter(|ranked| ranked.desk.proven()).count();
-        let mut best: Option<(Duration, bool, &Arc<Ranked>)> = None;
+        let want = &self.flight.want;
+        let able: Vec<(&Arc<Ranked>, Arc<Desk>)> = sources
+            .iter()
+            .filter(|ranked| ranked.source.serves(want))
+            .map(|ranked| (ranked, ranked.desk(want)))
+            .collect();
+        let proven = able.iter().filter(|(_, desk)| desk.proven()).count();
+        let mut best: Option<(Duration, bool, &Arc<Ranked>, &Arc<Desk>)> = None;
         let mut later: Option<Instant> = None;
-        for ranked in sources.iter() {
-            if !ranked.source.serves(&self.flight.want) {
-                continue;
-            }
-            let tried = self
-                .tried
-                .iter()
-                .find(|t| Arc::ptr_eq(&t.desk, &ranked.desk));
+        for (ranked, desk) in &able {
+            let tried = self.tried.iter().find(|t| Arc::ptr_eq(&t.desk, desk));
             let again = match tried {
                 Some(tried) if tried.running => continue,
                 Some(Tried { again: None, .. }) => continue,
@@ -358,12 +358,11 @@ impl Pilot<'_> {
                 }) => *at,
                 None => now,
             };
-            let probe = proven > usize::from(ranked.desk.proven());
-            let tree = ranked.tree(&self.flight.want);
-            match ranked.desk.readiness(len, tree, probe, now) {
+            let probe = proven > usize::from(desk.proven());
+            match desk.readiness(len, ranked.tree(want), probe, now) {
                 Readiness::Ready(cost) if again <= now => {
                     if best.is_none_or(|(least, ..)| cost < least) {
-                        best = Some((cost, probe, ranked));
+                        best = Some((cost, probe, ranked, desk));
                     }
                 }
                 Readiness::Ready(_) => later = Some(later.map_or(again, |at| at.min(again))),
@@ -389,12 +388,12 @@ impl Pilot<'_> {
                 }
             }
         }
-        let Some((_, probe, ranked)) = best else {
+        let Some((_, probe, ranked, desk)) = best else {
             return later.map_or(Pick::Nobody, Pick::Later);
         };
         let class = self.flight.priority();
         if hedging != Hedging::No && line.is_none() {
-            let (late, known) = ranked.desk.late(len);
+            let (late, known) = desk.late(len);
             let quick = known && late * 2 <= UNPROVEN;
             if !self.inner.tokens.has(len) || (hedging == Hedging::Early && !quick) {
                 return Pick::Nobody;
@@ -403,15 +402,15 @@ impl Pilot<'_> {
             self.inner.counters.hedges.add(1);
         }
         if let Some((before, receiver)) = line
-            && Arc::ptr_eq(&before.desk, &ranked.desk)
+            && Arc::ptr_eq(&before.desk(want), desk)
         {
             // Somebody has to call the line when the source has rested and nothing is under way there.
-            ranked.desk.call();
+            desk.call();
             return Pick::Line(before, receiver);
         }
-        match ranked.desk.take(class, probe, now) {
+        match desk.take(class, probe, now) {
             Some(slot) => Pick::Start(Arc::clone(ranked), slot),
-            None => Pick::Line(Arc::clone(ranked), ranked.desk.queue(class)),
+            None => Pick::Line(Arc::clone(ranked), desk.queue(class)),
         }
     }
 
@@ -454,10 +453,9 @@ impl Pilot<'_> {
     /// Notes why an attempt failed, and when its source may be asked again.
     fn note(&mut self, ranked: &Ranked, outcome: Outcome) {
         let now = Instant::now();
-        let tried = self
-            .tried
-            .iter_mut()
-            .find(|t| Arc::ptr_eq(&t.desk, &ranked.desk));
+        let desk = ranked.desk(&self.flight.want);
+        let mut tried = self.tried.iter_mut();
+        let tried = tried.find(|t| Arc::ptr_eq(&t.desk, &desk));
         let mut again = None;
         if let Some(tried) = tried {
             tried.running = false;
@@ -510,10 +508,9 @@ impl Pilot<'_> {
     fn late(&mut self) -> FetchError {
         let silent: Vec<_> = self.inner.sources.load().iter().map(Arc::clone).collect();
         for ranked in silent {
-            let running = self
-                .tried
-                .iter()
-                .any(|t| t.running && Arc::ptr_eq(&t.desk, &ranked.desk));
+            let desk = ranked.desk(&self.flight.want);
+            let mut tried = self.tried.iter();
+            let running = tried.any(|t| t.running && Arc::ptr_eq(&t.desk, &desk));
             if running {
                 self.answer(&ranked, "no answer in time".to_owned());
             } else if self.unheard(ranked.source.name()) && ranked.source.serves(&self.flight.want)

@@ -18,6 +18,8 @@ pub mod walk;
 mod writer;
 
 #[cfg(test)]
+mod apart;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod spread;

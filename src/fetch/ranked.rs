@@ -4,11 +4,16 @@
 //! the source says that it has too much to do. Who finds none free waits in line, foreground before prefetch before
 //! warming, and the lower classes always leave some places free, so that a reader finds one. The limit is of this source
 //! only: wants that hang at a dead one take nothing from the others.
+//!
+//! Torrent swarms are one source, and each torrent has a desk of its own: other peers, other times, other places. A dead
+//! swarm holds up its own readers and nobody else's.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -44,13 +49,37 @@ const HIT_WEIGHT: f64 = 1.0 / 16.0;
 /// A source with hits rarer than this is not ranked even lower.
 const HIT_MIN: f64 = 0.05;
 
+/// Torrents whose desks are remembered.
+pub(super) const DESKS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
 /// The cost of a source that is asked only when there is nobody else.
 const COST_MAX: Duration = Duration::from_secs(3600);
 
-/// A source and its desk. The desk outlives a change of the list of sources.
+/// A source and its desks. The desks outlive a change of the list of sources.
 pub(super) struct Ranked {
     pub(super) source: Arc<dyn BlockSource>,
-    pub(super) desk: Arc<Desk>,
+    desks: Arc<Desks>,
+}
+
+/// The desks of a source, and what they did together.
+struct Desks {
+    tally: Arc<Mutex<Tally>>,
+    desks: Mutex<LruCache<Lane, Arc<Desk>>>,
+}
+
+/// What a desk is for: one torrent, or all of a source that is one.
+type Lane = Option<[u8; 20]>;
+
+/// What a source did so far, whatever for.
+#[derive(Debug, Default)]
+struct Tally {
+    blocks: u64,
+    bytes: u64,
+    missing: u64,
+    failures: u64,
+    beaten: u64,
+    lies: u64,
+    last_error: Option<String>,
 }
 
 /// Whether a source can be asked.
@@ -90,13 +119,7 @@ struct State {
     strikes: u32,
     /// Trees that this source, asked by path, gave wrong bytes of.
     trees: HashMap<Arc<str>, Wrong>,
-    blocks: u64,
-    bytes: u64,
-    missing: u64,
-    failures: u64,
-    beaten: u64,
-    lies: u64,
-    last_error: Option<String>,
+    tally: Arc<Mutex<Tally>>,
 }
 
 /// A tree that is not what its signature says, at one source.
@@ -145,17 +168,41 @@ pub(super) enum Condemned {
 }
 
 impl Ranked {
-    /// Gives the source the desk it had, or a new one.
+    /// Gives the source the desks it had, or new ones.
     pub(super) fn new(source: Arc<dyn BlockSource>, before: &[Arc<Ranked>]) -> Self {
         let known = before
             .iter()
             .find(|old| old.source.name() == source.name() && old.source.kind() == source.kind());
-        let desk = match known {
-            Some(old) => Arc::clone(&old.desk),
-            None => Arc::new(Desk::new(source.parallel(), source.kind())),
+        let desks = match known {
+            Some(old) => Arc::clone(&old.desks),
+            None => Arc::new(Desks {
+                tally: Arc::default(),
+                desks: Mutex::new(LruCache::new(DESKS_MAX)),
+            }),
         };
-        desk.pardon();
-        Ranked { source, desk }
+        for (_, desk) in desks.desks.lock().iter() {
+            desk.pardon();
+        }
+        Ranked { source, desks }
+    }
+
+    /// Returns the desk where `want` is asked for.
+    pub(super) fn desk(&self, want: &Want) -> Arc<Desk> {
+        let kind = self.source.kind();
+        let torrent = want.torrent.as_ref().map(|place| place.torrent.info_hash);
+        let lane = torrent.filter(|_| kind == SourceKind::Torrent);
+        let mut desks = self.desks.desks.lock();
+        let desk = desks.get_or_insert(lane, || {
+            let tally = Arc::clone(&self.desks.tally);
+            Arc::new(Desk::new(self.source.parallel(), kind, tally))
+        });
+        Arc::clone(desk)
+    }
+
+    /// Returns how many desks there are.
+    #[cfg(test)]
+    pub(super) fn desks(&self) -> usize {
+        self.desks.desks.lock().len()
     }
 
     /// Returns the tree that it is asked by, if it is one that is asked by path.
@@ -164,34 +211,59 @@ impl Ranked {
         self.source.kind().answers_by_path().then_some(&place.tree)
     }
 
+    /// Returns what it did; of several desks limit and times are those of the one that was last asked at.
     pub(super) fn report(&self, now: Instant) -> SourceReport {
-        let state = self.desk.state.lock();
-        SourceReport {
+        let desks: Vec<Arc<Desk>> = {
+            let desks = self.desks.desks.lock();
+            desks.iter().map(|(_, desk)| Arc::clone(desk)).collect()
+        };
+        let tally = self.desks.tally.lock();
+        let mut report = SourceReport {
             name: self.source.name().to_owned(),
             kind: self.source.kind(),
-            blocks: state.blocks,
-            bytes: state.bytes,
-            missing: state.missing,
-            failures: state.failures,
-            beaten: state.beaten,
-            lies: state.lies,
-            in_flight: state.working.len(),
-            queued: state.queues.iter().map(VecDeque::len).sum(),
-            limit: state.limit,
-            usual: state.times.mean(u32::MAX),
-            resting: state
-                .resting
-                .as_ref()
+            blocks: tally.blocks,
+            bytes: tally.bytes,
+            missing: tally.missing,
+            failures: tally.failures,
+            beaten: tally.beaten,
+            lies: tally.lies,
+            in_flight: 0,
+            queued: 0,
+            limit: self.source.parallel().clamp(1, LIMIT_MAX),
+            usual: None,
+            resting: None,
+            last_error: tally.last_error.clone(),
+            peers: Vec::new(),
+        };
+        drop(tally);
+        for (nth, desk) in desks.iter().enumerate() {
+            let state = desk.state.lock();
+            report.in_flight += state.working.len();
+            report.queued += state.queues.iter().map(VecDeque::len).sum::<usize>();
+            report.usual = report.usual.or_else(|| state.times.mean(u32::MAX));
+            if nth > 0 {
+                continue;
+            }
+            report.limit = state.limit;
+            let rest = state.resting.as_ref();
+            report.resting = rest
                 .map(|rest| rest.until.saturating_duration_since(now))
-                .filter(|left| !left.is_zero()),
-            last_error: state.last_error.clone(),
-            peers: self.source.peers(),
+                .filter(|left| !left.is_zero());
         }
+        report.peers = self.source.peers();
+        report
+    }
+}
+
+impl Tally {
+    fn failed(&mut self, said: String) {
+        self.failures += 1;
+        self.last_error = Some(said);
     }
 }
 
 impl Desk {
-    pub(super) fn new(parallel: usize, kind: SourceKind) -> Self {
+    fn new(parallel: usize, kind: SourceKind, tally: Arc<Mutex<Tally>>) -> Self {
         Desk {
             state: Mutex::new(State {
                 many: kind == SourceKind::Torrent,
@@ -209,13 +281,7 @@ impl Desk {
                 resting: None,
                 strikes: 0,
                 trees: HashMap::new(),
-                blocks: 0,
-                bytes: 0,
-                missing: 0,
-                failures: 0,
-                beaten: 0,
-                lies: 0,
-                last_error: None,
+                tally,
             }),
         }
     }
@@ -420,15 +486,18 @@ impl State {
         let took = now - began;
         let first = self.counted.is_none_or(|counted| began >= counted);
         let Some(outcome) = outcome else {
-            self.beaten += 1;
+            self.tally.lock().beaten += 1;
             self.times.at_least(len, took);
             self.hit -= self.hit * HIT_WEIGHT;
             return;
         };
         match outcome {
             Outcome::Delivered => {
-                self.blocks += 1;
-                self.bytes += u64::from(len);
+                {
+                    let mut tally = self.tally.lock();
+                    tally.blocks += 1;
+                    tally.bytes += u64::from(len);
+                }
                 self.times.sample(len, took);
                 self.hit += (1.0 - self.hit) * HIT_WEIGHT;
                 self.proven = true;
@@ -440,15 +509,14 @@ impl State {
                 return;
             }
             Outcome::Missing { .. } => {
-                self.missing += 1;
+                self.tally.lock().missing += 1;
                 self.hit -= self.hit * HIT_WEIGHT;
                 self.failures_in_row = 0;
                 return;
             }
             Outcome::Failed { said } => {
-                self.failures += 1;
+                self.tally.lock().failed(said);
                 self.hit -= self.hit * HIT_WEIGHT;
-                self.last_error = Some(said);
                 if !first || self.many {
                     return;
                 }
@@ -460,8 +528,7 @@ impl State {
                 }
             }
             Outcome::Overloaded { said, wait } => {
-                self.failures += 1;
-                self.last_error = Some(said);
+                self.tally.lock().failed(said);
                 if !first {
                     return;
                 }
@@ -470,15 +537,17 @@ impl State {
                 self.rest(now + wait, Why::Overloaded);
             }
             Outcome::Refused { said } => {
-                self.failures += 1;
+                self.tally.lock().failed(said.clone());
                 self.proven = false;
-                self.last_error = Some(said.clone());
                 self.rest(now + REFUSED, Why::Refused(said));
             }
             Outcome::Lied { said, condemned } => {
-                self.lies += 1;
+                {
+                    let mut tally = self.tally.lock();
+                    tally.lies += 1;
+                    tally.last_error = Some(said);
+                }
                 self.hit -= self.hit * HIT_WEIGHT;
-                self.last_error = Some(said);
                 if condemned == Condemned::Tree
                     && let Some(tree) = &slot.tree
                 {

@@ -1,6 +1,7 @@
 //! A scripted BitTorrent peer on loopback, honest or hostile in one way.
 //!
-//! It speaks the wire protocol by itself, with none of manifs' code, so that it can also break it.
+//! It speaks the wire protocol by itself, with none of manifs' code, so that it can also break it. It has the same bytes
+//! for whatever torrent it is asked for.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -209,7 +210,6 @@ async fn serve(
     stream.read_exact(&mut theirs).await?;
     let mut ours = theirs;
     ours[20..28].copy_from_slice(&[0, 0, 0, 0, 0, 0x10, 0, 0]);
-    ours[28..48].copy_from_slice(&held.info_hash);
     ours[48..68].copy_from_slice(b"-XX0000-scriptedpeer");
     if conduct == Conduct::OtherTorrent {
         ours[30] ^= 1;

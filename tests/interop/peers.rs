@@ -15,9 +15,11 @@ use manifs::source::{BlockSource as _, Spill, Torrent, TorrentPlace, Want};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::clients::{Aria2, LibTorrent, Transmission, What, installed, make_torrent};
+use crate::clients::{
+    Aria2, Here, LibTorrent, Tracker, Transmission, What, installed, make_torrent,
+};
 use crate::kubo::assert_same;
-use crate::machine::{Home, count, noise, sh};
+use crate::machine::{Home, count, free_port, noise, sh};
 
 /// A version that was published for torrents, and its tree as other programs seed it.
 struct Published {
@@ -41,6 +43,11 @@ for file in range(files.num_files()):
 "#;
 
 fn publish() -> Published {
+    publish_with(&[])
+}
+
+/// Publishes with further words.
+fn publish_with(more: &[&str]) -> Published {
     let (source, mirror) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let below = source.path().join("below");
     create_dir_all(&below).unwrap();
@@ -53,18 +60,11 @@ fn publish() -> Published {
     let home = Home::new();
     home.run(&["keygen"]);
     let to = format!("{}/", mirror.path().display());
-    home.run(&[
-        "publish",
-        source.path().to_str().unwrap(),
-        "--name",
-        "acme/tools",
-        "--version",
-        "1.0.0",
-        "--to",
-        "torrent",
-        "--to",
-        &to,
-    ]);
+    let mut words = vec!["publish", source.path().to_str().unwrap()];
+    words.extend(["--name", "acme/tools", "--version", "1.0.0"]);
+    words.extend(["--to", "torrent", "--to", &to]);
+    words.extend(more);
+    home.run(&words);
     let found = sh(
         "find \"$1\" -name '*.torrent'",
         &[&home.path().join("registry")],
@@ -86,6 +86,12 @@ fn publish() -> Published {
 
 /// Reads the package from the seed at `address`, whose client says that it is `client`.
 fn read_from(published: &Published, address: SocketAddr, client: &str) {
+    let config = format!("[sources]\npeers = [\"{address}\"]\n");
+    read_by(published, &config, address, client);
+}
+
+/// Reads the package from the seed at `address`, which a reader of this configuration finds.
+fn read_by(published: &Published, config: &str, address: SocketAddr, client: &str) {
     let mut reader = Home::new();
     let registry = reader.path().join("copy of the registry");
     sh(
@@ -94,7 +100,7 @@ fn read_from(published: &Published, address: SocketAddr, client: &str) {
     );
     let key = published.home.path().join("keys/default.pub.pem");
     reader.run(&["trust", "add", "acme/*", key.to_str().unwrap()]);
-    reader.config(&format!("[sources]\npeers = [\"{address}\"]\n"));
+    reader.config(config);
     reader.run(&["registry", "add", registry.to_str().unwrap()]);
     let version = reader.mount().join("acme/tools/1.0.0");
     // Transmission takes ten seconds to let anybody ask it, and entering a version waits no longer.
@@ -131,6 +137,30 @@ fn a_package_is_read_from_a_libtorrent_seed_alone() {
     let mut seed = LibTorrent::start(torrent, seed_directory(&published), &[]);
     seed.wait();
     read_from(&published, seed.address, "libtorrent");
+}
+
+#[test]
+fn a_package_is_read_from_a_seed_that_only_its_tracker_knows() {
+    if !installed("a_package_is_read_from_a_seed_that_only_its_tracker_knows") {
+        return;
+    }
+    for scheme in ["http", "udp"] {
+        let port = free_port();
+        let url = format!("{scheme}://127.0.0.1:{port}/announce");
+        let published = publish_with(&["--tracker", &url]);
+        let words = ["inspect", "acme/tools@1.0.0", "--json"];
+        let inspection: Value = serde_json::from_str(&published.home.run(&words)).unwrap();
+        let torrent = &inspection["manifest"]["torrent"];
+        let info_hash = torrent["info_hash"].as_str().expect("an info hash");
+        let mut tracker = Tracker::start_at(&Here, "127.0.0.1", port, &[info_hash]);
+        let what = What::File(&published.torrent);
+        let mut seed = LibTorrent::start(what, seed_directory(&published), &[]);
+        seed.wait();
+        tracker.wait_for_seed(&Here, info_hash);
+        // Nothing names the seed; the filter would let nobody at a private address through unasked.
+        let config = "[net]\nallow = [\"127.0.0.1\"]\n";
+        read_by(&published, config, seed.address, "libtorrent");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use manifs::block::{BlockRef, Digest, FileRef};
 use manifs::fetch::{Fetcher, Options, Priority};
 use manifs::net::{AddressFilter, Client};
-use manifs::source::torrent::{Finder, Patience, Settings, Swarms};
+use manifs::source::torrent::{Finder, Found, Patience, Settings, Swarms};
 use manifs::source::{BlockSource, SourceError, Spill, Torrent, TorrentPlace, Want};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -312,6 +312,40 @@ async fn a_liar_is_banned_after_two_lies_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_proven_to_lie_in_one_swarm_is_asked_in_none() {
+    let held = held(16 * MIB);
+    let (one, mut other) = (torrent(&held), Arc::into_inner(torrent(&held)).unwrap());
+    other.info_hash = [8; 20];
+    let other = Arc::new(other);
+    let liar = Peer::start(&held, Conduct::Garbage).await;
+    let honest = Peer::start(&held, Conduct::Honest).await;
+    let swarms = swarms(&[&liar, &honest]);
+    let name = liar.address.to_string();
+    let banned = || {
+        let reports = swarms.peers();
+        reports.iter().any(|peer| peer.name == name && peer.banned)
+    };
+    for _ in 0..50 {
+        let wants: Vec<_> = (0..16).map(|n| want(&held, &one, n * MIB, MIB)).collect();
+        let answers = join_all(wants.iter().map(|(want, _)| fetch(&swarms, want))).await;
+        for (answer, (_, right)) in answers.iter().zip(&wants) {
+            assert_eq!(answer.as_ref(), Ok(right));
+        }
+        if banned() {
+            break;
+        }
+    }
+    assert!(banned());
+    let (before, asked) = (liar.count(), honest.count());
+    for n in 0..16 {
+        let (want, right) = want(&held, &other, n * MIB, MIB);
+        assert_eq!(fetch(&swarms, &want).await, Ok(right));
+    }
+    assert_eq!((liar.count(), honest.count()), (before, asked + 1));
+    swarms.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn peers_that_agree_are_not_blamed_for_a_torrent_of_other_bytes() {
     let held = held(4 * MIB);
     let torrent = torrent(&held);
@@ -419,9 +453,13 @@ impl Finder for Told {
         &self,
         _: &Torrent,
         _: [u8; 20],
-        told: &(dyn Fn(Vec<SocketAddr>) + Send + Sync),
+        _: &[String],
+        told: &(dyn Fn(Found) + Send + Sync),
     ) -> Option<Duration> {
-        told(self.0.clone());
+        told(Found {
+            by: "somebody".to_owned(),
+            peers: self.0.clone(),
+        });
         None
     }
 }

@@ -1,9 +1,12 @@
 //! The peers of a swarm that we know of: where they are, and how they behaved.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Peers of one swarm that are remembered.
@@ -12,12 +15,18 @@ const PEERS_MAX: usize = 256;
 /// Lies after which a peer is not asked again while this process lives.
 const LIES_MAX: u32 = 2;
 
+/// Proven liars of all swarms that are remembered.
+const LIARS_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
 /// The rest after a failure; doubles with each one in a row up to [`REST_MAX`].
 const REST: Duration = Duration::from_millis(200);
 const REST_MAX: Duration = Duration::from_secs(60);
 
 /// How long a peer is left alone that broke the protocol; doubles as above.
 const REST_MISDEED: Duration = Duration::from_secs(5);
+
+/// What is said of a peer that lied.
+const WRONG_BYTES: &str = "sent wrong bytes";
 
 /// Name of a peer: `host:port`, as it was configured or found.
 pub(super) type Peer = Arc<str>;
@@ -56,10 +65,31 @@ pub(super) struct Record {
     until: Option<Instant>,
 }
 
-impl Record {
-    /// Returns whether it is not asked any more.
-    pub(super) fn banned(&self) -> bool {
-        self.lies >= LIES_MAX
+/// Peers that were proven to lie, in whatever swarm: somebody else of the same swarm had the right bytes.
+///
+/// Where nobody had them the torrent itself may hold other bytes than its manifest signs. That is held against a peer in
+/// that swarm, and not in others: it may be the one honest seed of everything else.
+#[derive(Debug)]
+pub(super) struct Liars(Mutex<LruCache<Peer, u32>>);
+
+impl Default for Liars {
+    fn default() -> Self {
+        Liars(Mutex::new(LruCache::new(LIARS_MAX)))
+    }
+}
+
+impl Liars {
+    fn add(&self, peer: &Peer) {
+        *self.0.lock().get_or_insert_mut(Arc::clone(peer), || 0) += 1;
+    }
+
+    /// Returns whether a peer is asked for nothing any more.
+    pub(super) fn banned(&self, peer: &str) -> bool {
+        // Looking does not count as use: who lied last is remembered longest.
+        self.0
+            .lock()
+            .peek(peer)
+            .is_some_and(|lies| *lies >= LIES_MAX)
     }
 }
 
@@ -67,9 +97,24 @@ impl Record {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     records: HashMap<Peer, Record>,
+    liars: Arc<Liars>,
 }
 
 impl Book {
+    /// Makes an empty book that shares what is known of liars with other swarms' books.
+    pub(super) fn new(liars: Arc<Liars>) -> Self {
+        Book {
+            records: HashMap::new(),
+            liars,
+        }
+    }
+
+    /// Returns whether a peer is not asked any more.
+    pub(super) fn banned(&self, peer: &str) -> bool {
+        let here = |record: &Record| record.lies >= LIES_MAX;
+        self.records.get(peer).is_some_and(here) || self.liars.banned(peer)
+    }
+
     /// Notes which peers the configuration names now.
     pub(super) fn configure(&mut self, peers: &[Peer]) {
         self.records.retain(|peer, record| {
@@ -86,7 +131,7 @@ impl Book {
 
     /// Notes a peer that somebody told of. A full book forgets one that was of no use, or does not take it.
     pub(super) fn learn(&mut self, peer: &str) {
-        if self.records.contains_key(peer) {
+        if self.records.contains_key(peer) || self.liars.banned(peer) {
             return;
         }
         if self.records.len() >= PEERS_MAX {
@@ -111,7 +156,7 @@ impl Book {
     pub(super) fn next(&self, now: Instant) -> Option<Peer> {
         self.records
             .iter()
-            .filter(|(_, record)| record.ready(now))
+            .filter(|(peer, record)| record.ready(now) && !self.liars.banned(peer))
             .max_by_key(|(_, record)| {
                 let fresh = u32::MAX - record.in_row;
                 (
@@ -126,9 +171,9 @@ impl Book {
 
     /// Returns whether somebody could be dialled now who is not among `avoid`.
     pub(super) fn has_ready(&self, avoid: &[Peer], now: Instant) -> bool {
-        self.records
-            .iter()
-            .any(|(peer, record)| record.ready(now) && !avoid.contains(peer))
+        self.records.iter().any(|(peer, record)| {
+            record.ready(now) && !avoid.contains(peer) && !self.liars.banned(peer)
+        })
     }
 
     /// Notes that a connection is being made.
@@ -174,19 +219,26 @@ impl Book {
         }
     }
 
-    /// Notes a wrong answer; returns whether the peer is not asked any more.
-    pub(super) fn lied(&mut self, peer: &Peer) -> bool {
-        let Some(record) = self.records.get_mut(peer) else {
-            return false;
-        };
-        record.lies += 1;
-        record.last_error = Some("sent wrong bytes".to_owned());
-        record.banned()
+    /// Notes a wrong answer, `proven` if another peer had the right one; returns whether the peer is not asked any more.
+    pub(super) fn lied(&mut self, peer: &Peer, proven: bool) -> bool {
+        if proven {
+            self.liars.add(peer);
+        }
+        if let Some(record) = self.records.get_mut(peer) {
+            record.lies += 1;
+            record.last_error = Some(WRONG_BYTES.to_owned());
+        }
+        self.banned(peer)
     }
 
     /// Returns what is known of each peer.
     pub(super) fn records(&self) -> impl Iterator<Item = (&Peer, &Record)> {
         self.records.iter()
+    }
+
+    /// Returns whether peers are known, and none of them is asked any more.
+    pub(super) fn all_banned(&self) -> bool {
+        !self.records.is_empty() && self.records.keys().all(|peer| self.banned(peer))
     }
 
     /// Says in a few words why nobody can be dialled.
@@ -203,7 +255,7 @@ impl Book {
 
 impl Record {
     fn ready(&self, now: Instant) -> bool {
-        !self.linked && !self.banned() && self.until.is_none_or(|until| until <= now)
+        !self.linked && self.lies < LIES_MAX && self.until.is_none_or(|until| until <= now)
     }
 }
 
@@ -244,8 +296,8 @@ mod tests {
         let mut book = Book::default();
         let peer: Peer = "a:1".into();
         book.learn("a:1");
-        assert!(!book.lied(&peer));
-        assert!(book.lied(&peer));
+        assert!(!book.lied(&peer, false));
+        assert!(book.lied(&peer, false) && book.all_banned());
         let later = Instant::now() + Duration::from_secs(1_000_000);
         assert_eq!(book.next(later), None);
         // Neither the configuration nor a tracker brings it back.
@@ -253,6 +305,40 @@ mod tests {
         book.configure(&[]);
         book.learn("a:1");
         assert_eq!(book.next(later), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proven_liar_is_banned_from_every_swarm_and_a_suspect_from_one() {
+        let liars = Arc::new(Liars::default());
+        let mut books = [(); 2].map(|()| Book::new(Arc::clone(&liars)));
+        let (liar, suspect): (Peer, Peer) = ("liar:1".into(), "suspect:1".into());
+        for book in &mut books {
+            book.configure(&[Arc::clone(&liar), Arc::clone(&suspect)]);
+        }
+        for _ in 0..LIES_MAX {
+            books[0].lied(&liar, true);
+            books[0].lied(&suspect, false);
+        }
+        let now = Instant::now();
+        assert!(books[0].all_banned());
+        assert_eq!(books[0].next(now), None);
+        assert!(!books[0].has_ready(&[], now));
+        // Known there before, never heard of, or told of again.
+        assert!(books[1].banned(&liar) && !books[1].banned(&suspect));
+        assert_eq!(books[1].next(now), Some(Arc::clone(&suspect)));
+        assert!(!books[1].has_ready(&[suspect], now));
+        let mut other = Book::new(liars);
+        other.learn(&liar);
+        assert!(other.records().next().is_none());
+    }
+
+    #[test]
+    fn the_list_of_liars_is_bounded() {
+        let liars = Liars::default();
+        for peer in 0..2 * LIARS_MAX.get() {
+            liars.add(&peer.to_string().into());
+        }
+        assert_eq!(liars.0.lock().len(), LIARS_MAX.get());
     }
 
     #[tokio::test(start_paused = true)]

@@ -65,7 +65,8 @@ pub(super) async fn get(
             if let Some(mixed) = &mixed {
                 add_liars(&mut liars, &parts, mixed, &delivered.bytes);
             }
-            swarm.judged(&shares(&parts, &delivered), &liars);
+            // Somebody had the right bytes, so that those who had others are proven to have lied.
+            swarm.judged(&shares(&parts, &delivered), &liars, true);
             return Ok(delivered.bytes);
         }
         let first = delivered.from.first().map(Arc::clone);
@@ -103,7 +104,7 @@ fn agree(lies: &[Lie]) -> bool {
     before.iter().any(|lie| lie.digest == last.digest)
 }
 
-/// Nobody had right bytes: blames those who lied by themselves, but not those who agree.
+/// Nobody had right bytes: blames those who lied by themselves, but not those who agree. That proves nothing yet.
 fn blame_all(swarm: &Swarm, lies: &[Lie]) {
     let alone = |lie: &&Lie| {
         let same = lies.iter().filter(|other| other.digest == lie.digest);
@@ -114,7 +115,7 @@ fn blame_all(swarm: &Swarm, lies: &[Lie]) {
         .filter(alone)
         .map(|lie| Arc::clone(&lie.peer))
         .collect();
-    swarm.judged(&[], &liars);
+    swarm.judged(&[], &liars, false);
 }
 
 /// Adds who sent parts of `mixed` that differ from the right bytes.

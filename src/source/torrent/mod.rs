@@ -80,16 +80,35 @@ impl Default for Patience {
     }
 }
 
+/// Peers that somebody told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Who told: the URL of a tracker.
+    pub by: String,
+    /// Where they are.
+    pub peers: Vec<SocketAddr>,
+}
+
 /// Somebody who knows peers of a torrent: its trackers.
 #[async_trait]
 pub trait Finder: Send + Sync + 'static {
-    /// Looks for peers of `torrent`, and tells of those it finds. Returns when to ask again, if somebody said so.
+    /// Returns whether it can know peers of `torrent`.
+    fn serves(&self, torrent: &Torrent) -> bool {
+        !torrent.trackers.is_empty()
+    }
+
+    /// Looks for peers of `torrent`, and tells of those it finds. `known` are those who have told before and have not been
+    /// left since. Returns when to ask again, if somebody said so.
     async fn find(
         &self,
         torrent: &Torrent,
         peer_id: [u8; 20],
-        told: &(dyn Fn(Vec<SocketAddr>) + Send + Sync),
+        known: &[String],
+        told: &(dyn Fn(Found) + Send + Sync),
     ) -> Option<Duration>;
+
+    /// Says to those who are `known` that nobody reads `torrent` here any more.
+    async fn leave(&self, _torrent: &Torrent, _peer_id: [u8; 20], _known: &[String]) {}
 }
 
 /// What the configuration says.
@@ -134,6 +153,7 @@ struct Shared {
     peer_id: [u8; 20],
     connections: Arc<Semaphore>,
     swarms: Mutex<LruCache<[u8; 20], Arc<Swarm>>>,
+    liars: Arc<book::Liars>,
     tasks: TaskTracker,
     closed: CancellationToken,
 }
@@ -167,6 +187,7 @@ impl Swarms {
                 peer_id: peer_id(),
                 connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
                 swarms: Mutex::new(LruCache::new(SWARMS_MAX)),
+                liars: Arc::default(),
                 tasks: TaskTracker::new(),
                 closed: CancellationToken::new(),
             }),
@@ -229,8 +250,8 @@ impl BlockSource for Swarms {
     fn serves(&self, want: &Want) -> bool {
         let settings = self.shared.settings.load();
         want.torrent.as_ref().is_some_and(|place| {
-            let found = settings.finder.is_some() && !place.torrent.trackers.is_empty();
-            found || !settings.peers.is_empty()
+            let finder = settings.finder.as_ref();
+            !settings.peers.is_empty() || finder.is_some_and(|finder| finder.serves(&place.torrent))
         })
     }
 

@@ -82,12 +82,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(patience: Patience, now: Instant) -> Self {
+    pub(super) fn new(patience: Patience, book: Book, now: Instant) -> Self {
         State {
             patience,
             jobs: BTreeMap::new(),
             links: BTreeMap::new(),
-            book: Book::default(),
+            book,
             pieces: None,
             searching: false,
             idle_since: now,
@@ -469,6 +469,12 @@ impl State {
         let patience = self.patience;
         let wanted = !self.jobs.is_empty();
         for link in self.links.values_mut().filter(|link| link.opened.is_some()) {
+            if self.book.banned(&link.peer) {
+                link.end(
+                    Blame::Misdeed,
+                    "sent wrong bytes, of this torrent or another",
+                );
+            }
             if link.silent(now) >= patience.stall {
                 link.end(Blame::Misdeed, "stalled");
             }
@@ -604,6 +610,8 @@ impl State {
         let any = self.book.records().next().is_some();
         match self.book.excuse() {
             _ if !any => SourceError::not_found("no peer is known"),
+            // Coming back brings nothing.
+            _ if self.book.all_banned() => SourceError::not_found("every peer sent wrong bytes"),
             Some(excuse) => SourceError::unavailable(excuse),
             None => SourceError::unavailable("no peer answers"),
         }
@@ -619,9 +627,9 @@ impl State {
     }
 
     /// Notes a proven lie; a second one ends the connection for good.
-    pub(super) fn lied(&mut self, peer: &Peer) {
+    pub(super) fn lied(&mut self, peer: &Peer, proven: bool) {
         self.verdict(peer, false);
-        if self.book.lied(peer) {
+        if self.book.lied(peer, proven) {
             for link in self.links.values_mut().filter(|link| link.peer == *peer) {
                 link.end(Blame::Misdeed, "sent wrong bytes");
             }

@@ -10,10 +10,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Duration, Instant, sleep};
 
-use super::book::{Blame, Peer};
+use super::book::{Blame, Book, Peer};
 use super::job::{Delivered, Job, Part, Terms};
 use super::state::State;
-use super::{Patience, Shared, connection};
+use super::{Found, Patience, Shared, connection};
 use crate::net::Client;
 use crate::source::{PeerReport, SourceError, Spill, Torrent};
 
@@ -27,6 +27,12 @@ const SEARCH: Duration = Duration::from_secs(15);
 /// The times between two searches at least and at most, whatever a tracker says; the first is that after a fruitless one.
 const SEARCH_AGAIN: Duration = Duration::from_secs(30);
 const SEARCH_AGAIN_MAX: Duration = Duration::from_secs(3600);
+
+/// Time for telling trackers that nobody reads here any more, also when the program ends.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Trackers that are remembered to have been told; a release index names 16, and may change.
+const KNOWN_MAX: usize = 64;
 
 /// A swarm.
 pub(super) struct Swarm {
@@ -42,11 +48,14 @@ struct Keeper {
     running: bool,
     /// When peers may be looked for again.
     search: Option<Instant>,
+    /// Who has told of peers, and takes us for one of them.
+    known: Vec<String>,
 }
 
 impl Swarm {
     pub(super) fn new(shared: Arc<Shared>, torrent: Arc<Torrent>) -> Arc<Self> {
-        let mut state = State::new(shared.patience, Instant::now());
+        let book = Book::new(Arc::clone(&shared.liars));
+        let mut state = State::new(shared.patience, book, Instant::now());
         state.pieces = pieces(&torrent);
         Arc::new(Swarm {
             shared,
@@ -154,6 +163,7 @@ impl Swarm {
                 self.connect(id, peer, wake);
             }
             if !working && self.ended() {
+                self.leave().await;
                 return;
             }
             let tick = if working { TICK } else { TICK_IDLE };
@@ -163,11 +173,33 @@ impl Swarm {
                 () = sleep(tick) => {}
             }
         }
-        let mut state = self.state.lock();
-        state.hang_up("shutting down");
-        state.jobs.clear();
-        drop(state);
+        {
+            let mut state = self.state.lock();
+            state.hang_up("shutting down");
+            state.jobs.clear();
+        }
         self.keeper.lock().running = false;
+        self.leave().await;
+    }
+
+    /// Tells those who told of peers that nobody reads here any more.
+    async fn leave(&self) {
+        let known = {
+            let mut keeper = self.keeper.lock();
+            if keeper.known.is_empty() {
+                return;
+            }
+            // Who comes back begins anew, and at once.
+            keeper.search = None;
+            std::mem::take(&mut keeper.known)
+        };
+        let Some(finder) = self.shared.settings.load().finder.clone() else {
+            return;
+        };
+        let torrent = Arc::clone(&self.torrent.lock());
+        let leave = finder.leave(&torrent, self.shared.peer_id, &known);
+        // Also when the program ends, which waits for this, and no longer.
+        let _ = tokio::time::timeout(FAREWELL, leave).await;
     }
 
     /// Returns whether nothing is left to look after; the keeper has ended then.
@@ -208,22 +240,23 @@ impl Swarm {
         let Some(finder) = self.shared.settings.load().finder.clone() else {
             return;
         };
-        if torrent.trackers.is_empty() || self.state.lock().jobs.is_empty() {
+        if !finder.serves(&torrent) || self.state.lock().jobs.is_empty() {
             return;
         }
-        {
+        let known = {
             let mut keeper = self.keeper.lock();
             if keeper.search.is_some_and(|at| now < at) {
                 return;
             }
             keeper.search = Some(now + SEARCH_AGAIN);
-        }
+            keeper.known.clone()
+        };
         self.state.lock().searching = true;
         let swarm = Arc::clone(self);
         self.shared.tasks.spawn(async move {
             let closed = swarm.shared.closed.clone();
-            let told = |peers: Vec<std::net::SocketAddr>| swarm.learn(&peers);
-            let find = finder.find(&torrent, swarm.shared.peer_id, &told);
+            let told = |found: Found| swarm.learn(found);
+            let find = finder.find(&torrent, swarm.shared.peer_id, &known, &told);
             let find = tokio::time::timeout(SEARCH, find);
             let again = match closed.run_until_cancelled(find).await {
                 Some(Ok(Some(again))) => again.clamp(SEARCH_AGAIN, SEARCH_AGAIN_MAX),
@@ -236,10 +269,16 @@ impl Swarm {
     }
 
     /// Notes peers that somebody told of; those that may not be dialled are left out.
-    fn learn(&self, peers: &[std::net::SocketAddr]) {
+    fn learn(&self, found: Found) {
         let client = self.client();
+        {
+            let mut keeper = self.keeper.lock();
+            if keeper.known.len() < KNOWN_MAX && !keeper.known.contains(&found.by) {
+                keeper.known.push(found.by);
+            }
+        }
         let mut state = self.state.lock();
-        for address in peers {
+        for address in &found.peers {
             if client.filter().dial(*address).is_ok() && address.port() != 0 {
                 state.book.learn(&address.to_string());
             }
@@ -249,7 +288,8 @@ impl Swarm {
     }
 
     /// Notes what became of a block: who sent right bytes, and how many, and who sent wrong ones.
-    pub(super) fn judged(&self, right: &[(Peer, u64)], liars: &[Peer]) {
+    /// `proven`: those were wrong, since others were right.
+    pub(super) fn judged(&self, right: &[(Peer, u64)], liars: &[Peer], proven: bool) {
         let mut state = self.state.lock();
         for (peer, bytes) in right {
             state.book.delivered(peer, *bytes);
@@ -257,7 +297,7 @@ impl Swarm {
         }
         for peer in liars {
             tracing::warn!(%peer, "a peer sent wrong bytes");
-            state.lied(peer);
+            state.lied(peer, proven);
         }
     }
 
@@ -293,7 +333,7 @@ impl Swarm {
             report.failures += record.failures;
             report.lies += u64::from(record.lies);
             report.connected |= record.linked;
-            report.banned |= record.banned();
+            report.banned |= state.book.banned(peer);
             if record.client.is_some() {
                 report.client.clone_from(&record.client);
             }

@@ -1,29 +1,72 @@
 //! Peers from a torrent's trackers.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
 
-use super::Finder;
+use super::{Finder, Found};
 use crate::net::Client;
-use crate::net::tracker::{Announce, Event, PEERS_MAX, announce};
+use crate::net::tracker::{Announce, Event, PEERS_MAX, Response, TrackerError, announce};
 use crate::source::Torrent;
 
 /// Trackers of one torrent that are asked; a release index names no more.
 const TRACKERS_MAX: usize = 16;
 
+/// Trackers asked at once, of all torrents together.
+const AT_ONCE: usize = 16;
+
+/// The port that is announced. A reader takes no connections, and 0, which says so, is refused by some trackers; where
+/// nobody listens other programs tell 1. Never the port of our own seeding: trackers know peers by address and port, so
+/// that a reader who leaves would take the seed away with it.
+const PORT: u16 = 1;
+
 /// The trackers that wants name.
 pub struct Trackers {
     client: Client,
+    bind: Option<IpAddr>,
+    permits: Arc<Semaphore>,
 }
 
 impl Trackers {
-    /// Asks them through `client`, whose filter decides which of them, and of their peers, may be dialled.
-    pub fn new(client: Client) -> Self {
-        Trackers { client }
+    /// Asks them through `client`, whose filter decides which of them, and of their peers, may be dialled; over UDP from
+    /// `bind`, where the configuration binds this program to an address.
+    pub fn new(client: Client, bind: Option<IpAddr>) -> Self {
+        Trackers {
+            client,
+            bind,
+            permits: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        tracker: &str,
+        torrent: &Torrent,
+        peer_id: [u8; 20],
+        event: Event,
+    ) -> Result<Response, TrackerError> {
+        let say = Announce {
+            info_hash: torrent.info_hash,
+            peer_id,
+            port: PORT,
+            uploaded: 0,
+            downloaded: 0,
+            // Some trackers show seeds only to those who miss something.
+            left: torrent.bytes.unwrap_or(1).max(1),
+            event,
+            peers: match event {
+                Event::Stopped => 0,
+                Event::None | Event::Started | Event::Completed => PEERS_MAX,
+            },
+        };
+        // Nobody closes it.
+        let _permit = self.permits.acquire().await;
+        announce(&self.client, tracker, self.bind, &say).await
     }
 }
 
@@ -33,25 +76,17 @@ impl Finder for Trackers {
         &self,
         torrent: &Torrent,
         peer_id: [u8; 20],
-        told: &(dyn Fn(Vec<SocketAddr>) + Send + Sync),
+        known: &[String],
+        told: &(dyn Fn(Found) + Send + Sync),
     ) -> Option<Duration> {
-        let say = Announce {
-            info_hash: torrent.info_hash,
-            peer_id,
-            // A reader takes no connections.
-            port: 0,
-            uploaded: 0,
-            downloaded: 0,
-            // Some trackers show seeds only to those who miss something.
-            left: torrent.bytes.unwrap_or(1).max(1),
-            event: Event::Started,
-            peers: PEERS_MAX,
-        };
         let asked = torrent.trackers.iter().take(TRACKERS_MAX);
         let mut answers: FuturesUnordered<_> = asked
-            .map(|tracker| {
-                let say = &say;
-                async move { (tracker, announce(&self.client, tracker, None, say).await) }
+            .map(|tracker| async move {
+                let event = match known.contains(tracker) {
+                    true => Event::None,
+                    false => Event::Started,
+                };
+                (tracker, self.ask(tracker, torrent, peer_id, event).await)
             })
             .collect();
         let mut again: Option<Duration> = None;
@@ -63,11 +98,23 @@ impl Finder for Trackers {
                         let sooner = again.map_or(answer.interval, |at| at.min(answer.interval));
                         again = Some(sooner);
                     }
-                    told(answer.peers);
+                    told(Found {
+                        by: tracker.clone(),
+                        peers: answer.peers,
+                    });
                 }
                 Err(error) => tracing::debug!(tracker, %error, "no peers from a tracker"),
             }
         }
         again
+    }
+
+    async fn leave(&self, torrent: &Torrent, peer_id: [u8; 20], known: &[String]) {
+        let asked = known.iter().take(TRACKERS_MAX);
+        let farewell: FuturesUnordered<_> = asked
+            .map(|tracker| self.ask(tracker, torrent, peer_id, Event::Stopped))
+            .collect();
+        // Whoever was not reached forgets by itself.
+        farewell.for_each(|_| async {}).await;
     }
 }
