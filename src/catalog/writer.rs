@@ -64,6 +64,8 @@ pub struct Sealed {
     pub file: File,
     /// How many.
     pub len: u64,
+    /// How many rows.
+    pub rows: u32,
     /// What it holds.
     pub totals: Totals,
     /// The CID of the version's root.
@@ -350,6 +352,7 @@ impl Writer {
         Ok(Sealed {
             file,
             len,
+            rows: self.row_count,
             totals: self.totals,
             root,
         })

@@ -47,6 +47,9 @@ pub(super) struct Publish {
     /// Walks and hashes, and says what would be published.
     #[arg(long)]
     dry_run: bool,
+    /// Reads every file, also those that nobody has written to since the last version.
+    #[arg(long)]
+    rehash: bool,
     /// Keeps permission bits and all times.
     #[arg(long)]
     preserve: bool,
@@ -104,6 +107,7 @@ impl Publish {
             directory: self.directory.display().to_string(),
             registry: self.registry.map(|place| absolute(&place)).transpose()?,
             dry_run: self.dry_run,
+            rehash: self.rehash,
             preserve: self.preserve,
             mtime,
             allow: self.allow,
@@ -265,6 +269,7 @@ fn say(
             "files": prepared.files,
             "directories": prepared.directories,
             "bytes": prepared.bytes,
+            "unread": prepared.unread,
             "unchanged": prepared.unchanged,
             "registry": published.map(|published| &published.registry),
         });
@@ -284,6 +289,12 @@ fn say(
         prepared.directories,
         bytes(prepared.bytes)
     ))?;
+    if prepared.unread > 0 {
+        output::line(&format!(
+            "{} files had not changed since the last version and were not read",
+            prepared.unread
+        ))?;
+    }
     output::line(&format!("root     {}", prepared.root))?;
     output::line(&format!("manifest {}", prepared.id))?;
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::PublishError;
 use super::disk::{self, Disk};
@@ -11,6 +12,8 @@ use super::ingest::{Ingest, ingest, store_catalog};
 use super::options::Options;
 use super::progress::{Progress, Step};
 use super::refusal::{Reason, Refusals};
+use super::reuse::{Base, NewRecord, match_up};
+use super::rules::CONTENT_RULES;
 use super::sink::Sink;
 use super::torrent::{self, Begun, Torrent};
 use super::walk::{Attributes, walk};
@@ -31,6 +34,8 @@ pub(crate) struct Built {
     pub(crate) torrent: Result<Torrent, NotOffered>,
     /// Names in the root that are instructions, not content.
     pub(crate) instructions: Vec<String>,
+    /// What its files were on disk; for when the version is visible.
+    pub(crate) record: Option<NewRecord>,
 }
 
 impl Built {
@@ -41,19 +46,46 @@ impl Built {
     }
 }
 
-/// Walks, ingests into `sink` and seals. Durable in the sink when this returns.
+/// What a build works with.
+pub(crate) struct Task<'a> {
+    pub(crate) options: &'a Options,
+    /// Directories that must not be in what is published.
+    pub(crate) homes: &'a [PathBuf],
+    /// Where unnamed files go.
+    pub(crate) temporary: &'a Path,
+    pub(crate) sink: &'a dyn Sink,
+    /// The last version, of which some files need not be read.
+    pub(crate) base: Option<&'a Base>,
+    /// Where a record of the files is begun, if one is wanted.
+    pub(crate) records: Option<&'a Path>,
+    /// What time it is: files that changed just before are looked at again the next time.
+    pub(crate) now: SystemTime,
+    pub(crate) progress: &'a Progress,
+}
+
+/// Returns by which rules the content of files is judged; 0 for none.
+pub(crate) fn judged(options: &Options) -> u32 {
+    if options.allow.secrets {
+        0
+    } else {
+        CONTENT_RULES
+    }
+}
+
+/// Walks, ingests into the sink and seals. Durable in the sink when this returns.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the directory is let go when it is built"
 )]
-pub(crate) fn build(
-    directory: OwnedFd,
-    options: &Options,
-    homes: &[PathBuf],
-    temporary: &Path,
-    sink: &dyn Sink,
-    progress: &Progress,
-) -> Result<Built, PublishError> {
+pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, PublishError> {
+    let Task {
+        options,
+        temporary,
+        sink,
+        base,
+        progress,
+        ..
+    } = *task;
     progress.enter(Step::Walk);
     let attributes = Attributes::new(options)?;
     let disk = Disk::new(&directory).map_err(PublishError::Directory)?;
@@ -62,11 +94,21 @@ pub(crate) fn build(
         refusals.add(Reason::Mount, b"", b"");
         return Err(PublishError::Refused(refusals));
     }
-    let homes: HashSet<(u64, u64)> = homes.iter().filter_map(|home| identity(home)).collect();
+    let homes = task.homes.iter();
+    let homes: HashSet<(u64, u64)> = homes.filter_map(|home| identity(home)).collect();
     let mut walked = walk(&disk, options, &attributes, &homes, temporary, progress)?;
     let catalog_bytes = walked.catalog_bytes()?;
+    let matched = match_up(
+        walked.files,
+        base,
+        sink,
+        nanoseconds(task.now),
+        task.records,
+        temporary,
+    )?;
     if walked.refusals.is_empty() {
-        check_room(sink, walked.dense, catalog_bytes)?;
+        let new = walked.dense.saturating_sub(matched.dense);
+        check_room(sink, new, catalog_bytes)?;
     }
     // Also when refused already: then nothing comes of it, and no case is a case of its own.
     let begun = torrent::begin(&options.package.tree_name(), &mut walked.catalog)?;
@@ -75,17 +117,20 @@ pub(crate) fn build(
     }
     let pieces = begun.as_ref().ok().map(Begun::pieces);
 
+    let (files, record) = matched.begin(base, pieces)?;
+
     progress.enter(Step::Ingest);
     let work = Ingest {
         disk: &disk,
         catalog: &walked.catalog,
         attributes: &attributes,
         sink,
+        base,
         pieces,
         allow_secrets: options.allow.secrets,
         progress,
     };
-    let refusals = ingest(&work, walked.files, walked.refusals)?;
+    let refusals = ingest(&work, files, walked.refusals)?;
     if !refusals.is_empty() {
         return Err(PublishError::Refused(refusals));
     }
@@ -105,17 +150,32 @@ pub(crate) fn build(
         Err(reason) => Err(reason),
     };
     sink.sync()?;
+    let catalog = CatalogBlocks {
+        size: sealed.len,
+        blocks,
+    };
+    let pieces = torrent.as_ref().ok().map(|torrent| &torrent.pieces);
+    let record = match record {
+        Some(record) => record.finish(sealed.rows, &catalog, pieces, judged(options))?,
+        None => None,
+    };
     Ok(Built {
         totals: sealed.totals,
         root: sealed.root,
-        catalog: CatalogBlocks {
-            size: sealed.len,
-            blocks,
-        },
+        catalog,
         file: sealed.file,
         torrent,
         instructions: walked.instructions,
+        record,
     })
+}
+
+/// Returns a time in nanoseconds since 1970; one that 64 bits do not hold is the first, before which nothing happened.
+fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).ok();
+    since
+        .and_then(|since| i64::try_from(since.as_nanos()).ok())
+        .unwrap_or(i64::MIN)
 }
 
 /// Refuses what cannot fit, before a byte is read.

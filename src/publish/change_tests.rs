@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
 use super::sink::{LargeSink, Nowhere, Room, Sink};
 use super::walk::{Attributes, walk};
-use crate::block::{Block, Digest};
+use crate::block::{Block, Digest, FileRef};
 
 /// Walks, lets `change` happen, and ingests into `sink`.
 fn ingest_after(
@@ -46,6 +46,7 @@ fn ingest_after(
         attributes: &attributes,
         sink,
         pieces: None,
+        base: None,
         allow_secrets: false,
         progress: &progress,
     };
@@ -168,6 +169,10 @@ impl Sink for Meddling {
             fails: self.fails,
             panics: self.panics,
         }))
+    }
+
+    fn has(&self, _: &FileRef) -> Result<bool, PublishError> {
+        Ok(false)
     }
 
     fn room(&self) -> Option<Room> {

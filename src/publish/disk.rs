@@ -82,6 +82,12 @@ impl Stat {
         i64::try_from(ns).ok()
     }
 
+    /// Returns the change time in nanoseconds since 1970, if 64 bits hold it.
+    pub(crate) fn ctime_ns(&self) -> Option<i64> {
+        let ns = i128::from(self.ctime.0) * 1_000_000_000 + i128::from(self.ctime.1);
+        i64::try_from(ns).ok()
+    }
+
     /// Returns whether nothing was written between the two: same inode, owner, size, modification and change time.
     pub(crate) fn unchanged(&self, other: &Stat) -> bool {
         let seen = |stat: &Stat| {
@@ -195,6 +201,13 @@ pub(crate) fn open_file(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Ow
 /// Returns what an open file is now.
 pub(crate) fn stat(file: impl AsFd) -> io::Result<Stat> {
     let found = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, MASK)?;
+    Ok(Stat::new(&found))
+}
+
+/// Returns what an entry of an open directory is now; a symlink is not followed.
+pub(crate) fn stat_in(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(directory, name, flags, MASK)?;
     Ok(Stat::new(&found))
 }
 

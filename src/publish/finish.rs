@@ -130,9 +130,17 @@ impl Publisher {
             summary,
             kept,
             claim,
+            record,
             ..
         } = job;
         let visible = self.state.published().manifest(&summary.package)?.is_some();
+        if let Some(record) = record.filter(|_| visible && summary.new) {
+            let kept = record.keep(&self.record_path(&summary.package.name));
+            if let Err(error) = kept {
+                // The next publish reads everything, no more.
+                tracing::warn!(%error, "what was ingested is not remembered");
+            }
+        }
         if visible && self.kept.lock().insert(summary.package) {
             kept.for_good();
         }

@@ -24,6 +24,7 @@ use super::disk::{self, Disk, Stat};
 use super::pool::{Queue, Work};
 use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
+use super::reuse::Base;
 use super::rules;
 use super::sink::{LargeSink, Sink};
 use super::spool::{SpoolReader, SpooledFile};
@@ -60,6 +61,8 @@ pub(crate) struct Ingest<'a> {
     pub(crate) catalog: &'a Writer,
     pub(crate) attributes: &'a Attributes,
     pub(crate) sink: &'a dyn Sink,
+    /// The last version, whose files need not be read again.
+    pub(crate) base: Option<&'a Base>,
     /// Takes the bytes for the version's torrent, if one is offered.
     pub(crate) pieces: Option<&'a Pieces>,
     /// Whether files are published that look like secrets.
@@ -226,11 +229,12 @@ impl<'a> Run<'a> {
     }
 
     fn read(&self, directory: BorrowedFd<'_>, file: &SpooledFile) -> Result<(), Trouble> {
+        if self.take_over(directory, file)? {
+            return Ok(());
+        }
         let opened = disk::open_file(directory, &file.name).map_err(|error| unreadable(&error))?;
         let before = disk::stat(&opened).map_err(|error| unreadable(&error))?;
-        if !before.unchanged(&file.stat)
-            || self.work.attributes.mode(&before) != self.work.attributes.mode(&file.stat)
-        {
+        if !self.is_same(&before, &file.stat) {
             return Err(changed());
         }
         let opened = std::fs::File::from(opened);
@@ -246,6 +250,32 @@ impl<'a> Run<'a> {
         }
         self.work.progress.read(1, 0);
         Ok(())
+    }
+
+    /// Takes a known file over from the last version, unless the torrent needs its bytes. Returns whether it did.
+    fn take_over(&self, directory: BorrowedFd<'_>, file: &SpooledFile) -> Result<bool, Trouble> {
+        let (Some(base), Some(known)) = (self.work.base, file.known) else {
+            return Ok(false);
+        };
+        let size = file.stat.size;
+        if let Some((pieces, offset)) = self.torrent_place(file.row)
+            && !pieces.know_all(offset..offset + size)
+        {
+            return Ok(false);
+        }
+        let now = disk::stat_in(directory, &file.name).map_err(|error| unreadable(&error))?;
+        if !self.is_same(&now, &file.stat) {
+            return Err(changed());
+        }
+        base.hand_over(&base.row(known)?, self.work.catalog, file.row)?;
+        self.work.progress.took_over(size);
+        Ok(true)
+    }
+
+    /// Returns whether a file is what the walk found.
+    fn is_same(&self, now: &Stat, found: &Stat) -> bool {
+        let mode = |stat| self.work.attributes.mode(stat);
+        now.unchanged(found) && mode(now) == mode(found)
     }
 
     /// Refuses what begins like a private key.
@@ -283,7 +313,9 @@ impl<'a> Run<'a> {
         buffer.truncate(size);
         self.judge(&buffer)?;
         let block = Block::seal(Bytes::copy_from_slice(&buffer));
-        self.work.sink.small(&block)?;
+        if !self.is_stored(file, block.digest())? {
+            self.work.sink.small(&block)?;
+        }
         self.work.catalog.set_id(file.row, block.digest())?;
         if let Some((pieces, offset)) = self.torrent_place(file.row) {
             pieces.add(offset, &buffer);
@@ -291,6 +323,14 @@ impl<'a> Run<'a> {
         self.work.progress.read(0, before.size);
         self.give_back(buffer);
         Ok(())
+    }
+
+    /// Returns whether a file is known, and so in the store: its bytes were read for the torrent only.
+    fn is_stored(&self, file: &SpooledFile, id: Digest) -> Result<bool, PublishError> {
+        let (Some(base), Some(known)) = (self.work.base, file.known) else {
+            return Ok(false);
+        };
+        Ok(base.row(known)?.id() == id)
     }
 
     fn large(

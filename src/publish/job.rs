@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -13,13 +13,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::PublishError;
-use super::build::{Built, build};
+use super::build::{Built, Task, build, judged};
 use super::journal::Journal;
 use super::keep::Kept;
 use super::known::{Known, known, next_index};
 use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
-use super::sink::{Keeping, Nowhere, room};
+use super::reuse::{Base, NewRecord};
+use super::sink::{Keeping, Nowhere};
 use crate::block::Digest;
 use crate::manifest::json::Json;
 use crate::manifest::{
@@ -44,6 +45,8 @@ pub struct Publisher {
     jobs: Mutex<Jobs>,
     /// Told when a package is free again.
     freed: Notify,
+    /// What time it is.
+    clock: fn() -> SystemTime,
     /// The versions whose files this process protects from eviction until it ends.
     pub(super) kept: Mutex<HashSet<PackageVersion>>,
 }
@@ -77,6 +80,8 @@ pub struct Summary {
     pub catalog_bytes: u64,
     /// Names in the root that are instructions to publish and not content.
     pub instructions: Vec<String>,
+    /// Regular files that were not read, since the last version has them.
+    pub unread: u64,
 }
 
 /// A job that waits for signatures.
@@ -147,6 +152,8 @@ pub(super) struct Job {
     pub(super) replaces: Option<Digest>,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) kept: Kept,
+    /// What its files were on disk.
+    pub(super) record: Option<NewRecord>,
 }
 
 /// Something to be announced.
@@ -199,6 +206,17 @@ impl Publisher {
     /// Publishes into the store and state of a home. `homes` are directories that must not lie in what is published:
     /// those of the home itself.
     pub fn new(store: Arc<Store>, state: Arc<State>, homes: Vec<PathBuf>) -> Arc<Publisher> {
+        Publisher::with_clock(store, state, homes, SystemTime::now)
+    }
+
+    /// As [`Publisher::new`], with another clock: files that changed within two seconds before a publish are read again
+    /// by the next one.
+    pub fn with_clock(
+        store: Arc<Store>,
+        state: Arc<State>,
+        homes: Vec<PathBuf>,
+        clock: fn() -> SystemTime,
+    ) -> Arc<Publisher> {
         let journal = Journal::new(state.journal());
         Arc::new(Publisher {
             store,
@@ -207,6 +225,7 @@ impl Publisher {
             homes,
             jobs: Mutex::default(),
             freed: Notify::new(),
+            clock,
             kept: Mutex::default(),
         })
     }
@@ -227,16 +246,20 @@ impl Publisher {
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
             let temporary = publisher.state.journal();
-            let sink = Nowhere(Some(room(&publisher.store)));
-            let built = build(
-                directory,
-                &options,
-                &publisher.homes,
+            let base = publisher.base(&options);
+            let task = Task {
+                options: &options,
+                homes: &publisher.homes,
                 temporary,
-                &sink,
+                sink: &Nowhere(Some(&publisher.store)),
+                base: base.as_ref(),
+                records: None,
+                now: (publisher.clock)(),
                 progress,
-            )?;
-            Ok(Draft::new(&built, &options, &known)?.summary)
+            };
+            let built = build(directory, &task)?;
+            let unread = progress.now().files_known;
+            Ok(Draft::new(&built, &options, &known, unread)?.summary)
         });
         done.await
     }
@@ -270,21 +293,27 @@ impl Publisher {
                 store: &publisher.store,
                 kept: &kept,
             };
-            let built = build(
-                directory,
-                &options,
-                &publisher.homes,
+            let base = publisher.base(&options);
+            let task = Task {
+                options: &options,
+                homes: &publisher.homes,
                 temporary,
-                &sink,
+                sink: &sink,
+                base: base.as_ref(),
+                records: Some(publisher.state.ingested()),
+                now: (publisher.clock)(),
                 progress,
-            )?;
-            let draft = Draft::new(&built, &options, &known)?;
+            };
+            let built = build(directory, &task)?;
+            let unread = progress.now().files_known;
+            let draft = Draft::new(&built, &options, &known, unread)?;
             Ok(Job {
                 claim,
                 summary: draft.summary,
                 manifest: draft.manifest,
                 index: draft.index,
                 sums: built.sums()?.map(Bytes::from),
+                record: built.record,
                 torrent: built
                     .torrent
                     .ok()
@@ -305,6 +334,21 @@ impl Publisher {
         };
         self.jobs.lock().prepared.insert(prepared.job.clone(), job);
         Ok(prepared)
+    }
+
+    /// Opens what is known of the last version of a package, unless everything is to be read.
+    fn base(&self, options: &Options) -> Option<Base> {
+        if options.rehash {
+            return None;
+        }
+        let path = self.record_path(&options.package.name);
+        Base::open(&path, judged(options), &self.store, self.state.journal())
+    }
+
+    /// Returns where the record of a package's last version lies.
+    pub(super) fn record_path(&self, name: &PackageName) -> PathBuf {
+        // `@` is in no package name.
+        self.state.ingested().join(name.as_str().replace('/', "@"))
     }
 
     /// Gives a prepared job up; whatever was stored for it may be evicted.
@@ -400,7 +444,12 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(built: &Built, options: &Options, known: &Known) -> Result<Draft, PublishError> {
+    fn new(
+        built: &Built,
+        options: &Options,
+        known: &Known,
+        unread: u64,
+    ) -> Result<Draft, PublishError> {
         let package = &options.package;
         let now = Timestamp::now();
         let created = options.mtime.map_or(now, Timestamp::from_unix_seconds);
@@ -443,6 +492,7 @@ impl Draft {
             bytes: built.totals.bytes,
             catalog_bytes: built.catalog.size,
             instructions: built.instructions.clone(),
+            unread,
         };
         Ok(Draft {
             summary,
@@ -457,7 +507,7 @@ fn torrent_of(built: &Built) -> Option<TorrentRef> {
     let torrent = built.torrent.as_ref().ok()?;
     Some(TorrentRef {
         info_hash: torrent.info.hash(),
-        piece_length: torrent.piece_bytes,
+        piece_length: torrent.pieces.piece_bytes,
     })
 }
 

@@ -23,6 +23,7 @@ mod options;
 mod pool;
 mod progress;
 mod refusal;
+mod reuse;
 mod rules;
 mod sink;
 mod spool;

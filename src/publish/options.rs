@@ -131,6 +131,9 @@ pub struct Options {
     /// Write a `.torrent` file beside the manifest, and seed the version from this home (`--to torrent`).
     #[serde(default)]
     pub seed: bool,
+    /// Read every file, also those that the last version has (`--rehash`).
+    #[serde(default)]
+    pub rehash: bool,
     /// For people.
     #[serde(default)]
     pub about: About,
@@ -151,6 +154,7 @@ impl Options {
             latest: Latest::default(),
             expires: None,
             seed: false,
+            rehash: false,
             about: About::default(),
             hints: Hints::default(),
         }

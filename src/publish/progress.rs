@@ -51,6 +51,10 @@ pub struct Snapshot {
     pub files_done: u64,
     /// Bytes read.
     pub bytes_done: u64,
+    /// Of the files done, those that were not read, since the last version has them.
+    pub files_known: u64,
+    /// Their bytes.
+    pub bytes_known: u64,
 }
 
 /// Counters that the publish moves and others look at.
@@ -61,6 +65,8 @@ pub struct Progress {
     bytes: AtomicU64,
     files_done: AtomicU64,
     bytes_done: AtomicU64,
+    files_known: AtomicU64,
+    bytes_known: AtomicU64,
     cancelled: AtomicBool,
 }
 
@@ -79,6 +85,8 @@ impl Progress {
             bytes: count(&self.bytes),
             files_done: count(&self.files_done),
             bytes_done: count(&self.bytes_done),
+            files_known: count(&self.files_known),
+            bytes_known: count(&self.bytes_known),
         }
     }
 
@@ -103,6 +111,13 @@ impl Progress {
     pub(crate) fn read(&self, files: u64, bytes: u64) {
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a file as done that did not have to be read.
+    pub(crate) fn took_over(&self, bytes: u64) {
+        self.read(1, bytes);
+        self.files_known.fetch_add(1, Ordering::Relaxed);
+        self.bytes_known.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -88,6 +88,9 @@ pub(crate) fn secret_name(parent: &[u8], name: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// Counts the changes of [`secret_content`]: files that were judged by other rules are judged again.
+pub(crate) const CONTENT_RULES: u32 = 1;
+
 /// Returns what kind of private key a file that begins with `head` is; looks at [`HEAD_BYTES`] at most.
 ///
 /// The marks have to begin a line, so that program text which merely mentions them is no secret.

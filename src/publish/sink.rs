@@ -17,6 +17,9 @@ pub(crate) trait Sink: Sync {
     /// Begins a file of more than one block, whose id is not known yet. At most `data` bytes of it will be written.
     fn large(&self, size: u64, data: u64) -> Result<Arc<dyn LargeSink + '_>, PublishError>;
 
+    /// Returns whether it has all of a file already, and keeps it then.
+    fn has(&self, file: &FileRef) -> Result<bool, PublishError>;
+
     /// Returns how much it can take; `None` for as much as comes.
     fn room(&self) -> Option<Room>;
 
@@ -49,7 +52,7 @@ pub(crate) struct Keeping<'a> {
 }
 
 /// Returns how much a store can take.
-pub(crate) fn room(store: &Store) -> Room {
+fn room(store: &Store) -> Room {
     let usage = store.usage();
     Room {
         quota: usage.quota,
@@ -79,6 +82,14 @@ impl Sink for Keeping<'_> {
             kept: self.kept,
             ingest: RwLock::new(Some(ingest)),
         }))
+    }
+
+    fn has(&self, file: &FileRef) -> Result<bool, PublishError> {
+        if file.size > 0 {
+            // Kept first, so that it does not go between the look and its use.
+            self.kept.keep(file)?;
+        }
+        Ok(self.store.complete(file))
     }
 
     fn room(&self) -> Option<Room> {
@@ -122,10 +133,10 @@ impl LargeSink for LargeFile<'_> {
     }
 }
 
-/// Forgets everything, but has the room of the store: for `--dry-run`.
-pub(crate) struct Nowhere(pub(crate) Option<Room>);
+/// Forgets everything, but has the room and the files of the store: for `--dry-run`.
+pub(crate) struct Nowhere<'a>(pub(crate) Option<&'a Arc<Store>>);
 
-impl Sink for Nowhere {
+impl Sink for Nowhere<'_> {
     fn small(&self, _: &Block) -> Result<(), PublishError> {
         Ok(())
     }
@@ -134,8 +145,12 @@ impl Sink for Nowhere {
         Ok(Arc::new(Nothing))
     }
 
+    fn has(&self, file: &FileRef) -> Result<bool, PublishError> {
+        Ok(self.0.is_some_and(|store| store.complete(file)))
+    }
+
     fn room(&self) -> Option<Room> {
-        self.0
+        self.0.map(|store| room(store))
     }
 
     fn sync(&self) -> Result<(), PublishError> {

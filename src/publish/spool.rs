@@ -26,6 +26,8 @@ pub(crate) struct SpooledFile {
     pub(crate) row: u32,
     pub(crate) name: Vec<u8>,
     pub(crate) stat: Stat,
+    /// The row of the last version that has its content, if that is known.
+    pub(crate) known: Option<u32>,
 }
 
 /// Takes what the walk finds.
@@ -49,7 +51,9 @@ impl SpoolWriter {
     pub(crate) fn file(&mut self, file: &SpooledFile) -> io::Result<()> {
         self.bytes(&file.name)?;
         self.stat(&file.stat)?;
-        self.0.write_all(&file.row.to_le_bytes())
+        self.0.write_all(&file.row.to_le_bytes())?;
+        // Row 0 is the root, and never a file.
+        self.0.write_all(&file.known.unwrap_or(0).to_le_bytes())
     }
 
     /// Turns around.
@@ -96,6 +100,12 @@ pub(crate) struct SpoolReader {
 }
 
 impl SpoolReader {
+    /// Begins again at the front.
+    pub(crate) fn again(mut self) -> io::Result<SpoolReader> {
+        self.file.rewind()?;
+        Ok(self)
+    }
+
     /// Returns the next directory.
     pub(crate) fn directory(&mut self) -> io::Result<Option<SpooledDirectory>> {
         if self.file.stream_position()? >= self.len {
@@ -114,6 +124,7 @@ impl SpoolReader {
             name: self.bytes()?,
             stat: self.stat(FileKind::File)?,
             row: u32::from_le_bytes(self.array()?),
+            known: Some(u32::from_le_bytes(self.array()?)).filter(|row| *row > 0),
         })
     }
 
@@ -179,6 +190,7 @@ mod tests {
             row,
             name: vec![b'n'; 255],
             stat: stat(FileKind::File, 1 << 40),
+            known: Some(row).filter(|row| *row > 5),
         };
         let mut spool = SpoolWriter::new(dir.path()).unwrap();
         spool.directory(&directory).unwrap();

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::PublishError;
+use super::reuse::KnownPieces;
 use crate::catalog::Writer;
 use crate::torrent::{Info, Layout, NotOffered, Outline, Pieces, TorrentError};
 
@@ -16,7 +17,7 @@ pub(crate) struct Begun {
 /// The torrent of a tree that was read.
 pub(crate) struct Torrent {
     pub(crate) info: Info,
-    pub(crate) piece_bytes: u64,
+    pub(crate) pieces: KnownPieces,
 }
 
 /// Lays out the tree that was walked, which says all but the hashes. The tree is called `name`.
@@ -48,8 +49,13 @@ impl Begun {
     pub(crate) fn finish(self) -> Result<Torrent, PublishError> {
         let piece_bytes = self.pieces.layout().piece_bytes();
         let hashes = self.pieces.finish();
-        let info = hashes.and_then(|hashes| self.outline.finish(&hashes));
-        let info = info.ok_or_else(|| io::Error::other("a piece of the torrent has no hash"))?;
-        Ok(Torrent { info, piece_bytes })
+        let missing = || io::Error::other("a piece of the torrent has no hash");
+        let hashes = hashes.ok_or_else(missing)?;
+        let info = self.outline.finish(&hashes).ok_or_else(missing)?;
+        let pieces = KnownPieces {
+            piece_bytes,
+            hashes,
+        };
+        Ok(Torrent { info, pieces })
     }
 }

@@ -379,6 +379,7 @@ impl Walk<'_> {
                 row,
                 name: entry.name.clone(),
                 stat: *stat,
+                known: None,
             })?;
         }
         self.bytes = self.bytes.saturating_add(bytes);

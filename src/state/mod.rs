@@ -123,6 +123,7 @@ pub struct State {
     listed: Published,
     seeding: Seeding,
     journal: PathBuf,
+    ingested: PathBuf,
     // Last, so that it is let go last.
     _lock: Lock,
 }
@@ -139,6 +140,10 @@ impl State {
         durable::sweep(dir).map_err(|error| StateError::io(dir, error))?;
         let journal = dir.join("journal");
         durable::create_dir(&journal).map_err(|error| StateError::io(&journal, error))?;
+        let ingested = dir.join("ingested");
+        durable::create_dir(&ingested)
+            .and_then(|()| durable::sweep(&ingested))
+            .map_err(|error| StateError::io(&ingested, error))?;
         Ok(State {
             created,
             seen: Seen::open(dir.join("seen"))?,
@@ -149,6 +154,7 @@ impl State {
             listed: Published::open(dir.join("listed"))?,
             seeding: Seeding::open(dir.join("seeding.json"), dir.join("torrents"))?,
             journal,
+            ingested,
             dir: dir.to_owned(),
             _lock: lock,
         })
@@ -198,6 +204,11 @@ impl State {
     /// Returns what is to be seeded.
     pub fn seeding(&self) -> &Seeding {
         &self.seeding
+    }
+
+    /// Returns the directory of what is known of files that were published: derived, one file for each package.
+    pub fn ingested(&self) -> &Path {
+        &self.ingested
     }
 
     /// Returns the directory of the publish journal.

@@ -218,6 +218,39 @@ impl Layout {
         }
     }
 
+    /// Returns the piece of `other` that has just the bytes of piece `index`: made of the same files in the same places.
+    /// `row_of` tells which file of `other`, by its row, has the content of one here. Pieces of catalogs are never the same.
+    pub fn same_piece(
+        &self,
+        index: u64,
+        other: &Layout,
+        row_of: &dyn Fn(u32) -> Option<u32>,
+    ) -> Option<u64> {
+        if self.piece_bytes != other.piece_bytes {
+            return None;
+        }
+        let (piece, data) = (self.piece(index), self.data_bytes(index));
+        let mut found = None;
+        for span in self.spans(piece.start..piece.start + data) {
+            let Place::File { row, offset } = span.place else {
+                return None;
+            };
+            let there = other.offset_of(row_of(row)?)? + offset;
+            let same = there / self.piece_bytes;
+            if there % self.piece_bytes != span.bytes.start - piece.start
+                || found.is_some_and(|found| found != same)
+            {
+                return None;
+            }
+            found = Some(same);
+        }
+        let found = found?;
+        let theirs = other.piece(found);
+        // Neither more files after them, nor another padding.
+        (other.data_bytes(found) == data && theirs.end - theirs.start == piece.end - piece.start)
+            .then_some(found)
+    }
+
     /// Returns what lies at an offset, and where that thing ends.
     fn at(&self, offset: u64) -> Option<(Place, u64)> {
         if offset < self.catalog_bytes {

@@ -10,6 +10,7 @@
 )]
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use parking_lot::{Condvar, Mutex};
@@ -111,6 +112,19 @@ impl Pieces {
         }
     }
 
+    /// Says what a piece hashes to; its bytes are not needed any more, and taken no notice of.
+    pub fn know(&self, index: u64, hash: Sha1Hash) {
+        self.set(index, hash);
+    }
+
+    /// Returns whether all pieces in which bytes of a span lie have their hashes.
+    pub fn know_all(&self, bytes: Range<u64>) -> bool {
+        let piece_bytes = self.layout.piece_bytes();
+        let state = self.state.lock();
+        let mut pieces = bytes.start / piece_bytes..bytes.end.div_ceil(piece_bytes);
+        pieces.all(|index| state.has(index))
+    }
+
     /// Says that there will be no hashes, and wakes whoever waits.
     pub fn give_up(&self) {
         self.state.lock().given_up = true;
@@ -123,6 +137,9 @@ impl Pieces {
     }
 
     fn part(&self, index: u64, at: u64, bytes: &[u8]) {
+        if self.state.lock().has(index) {
+            return;
+        }
         let data = self.layout.data_bytes(index);
         if at == 0 && bytes.len() as u64 == data {
             // The whole of it, as it nearly always is in large files: nothing is shared, nothing is locked.
@@ -206,6 +223,10 @@ impl Pieces {
 }
 
 impl State {
+    fn has(&self, index: u64) -> bool {
+        self.hashes.get(index as usize).is_some_and(Option::is_some)
+    }
+
     fn set(&mut self, index: u64, hash: Sha1Hash) {
         if let Some(slot) = self.hashes.get_mut(index as usize) {
             *slot = Some(hash);

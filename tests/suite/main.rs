@@ -21,6 +21,7 @@ mod fuzz_corpus;
 mod gateway_server;
 mod gateway_source;
 mod http_source;
+mod incremental;
 mod keys;
 mod poison;
 mod publish;

@@ -191,6 +191,7 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
             .add(word)
             .map_err(|error| usage(error.to_string()))?;
     }
+    wanted.rehash = options.rehash;
     wanted.preserve = options.preserve;
     wanted.mtime = options.mtime;
     wanted.latest = match options.latest {
@@ -232,6 +233,7 @@ fn prepared(summary: &crate::publish::Summary) -> Prepared {
         files: summary.files,
         directories: summary.directories,
         bytes: summary.bytes,
+        unread: summary.unread,
         ..Prepared::default()
     }
 }

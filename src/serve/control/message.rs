@@ -167,6 +167,9 @@ pub struct PublishOptions {
     pub registry: Option<String>,
     /// Walk and hash, store nothing.
     pub dry_run: bool,
+    /// Read every file, also those that the last version has.
+    #[serde(default)]
+    pub rehash: bool,
     /// Keep modes and times.
     pub preserve: bool,
     /// All times, in seconds since 1970.
@@ -224,6 +227,9 @@ pub struct Prepared {
     pub directories: u64,
     /// Bytes of all files.
     pub bytes: u64,
+    /// Files that were not read, since the last version has them.
+    #[serde(default)]
+    pub unread: u64,
 }
 
 /// What was published.
