@@ -5,6 +5,7 @@
 //! is checked at each use. Where the bytes come from is [`ReadAt`]'s business; this module knows no store and no network.
 
 mod batch;
+pub mod diff;
 mod directories;
 mod draft;
 mod header;

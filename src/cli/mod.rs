@@ -11,6 +11,7 @@
 mod cache;
 mod config;
 mod daemon;
+mod diff;
 mod doctor;
 mod fetch;
 mod keys;
@@ -20,7 +21,9 @@ mod mount;
 mod output;
 mod publish;
 mod registry;
+mod release;
 mod session;
+mod sign;
 mod trust;
 mod verify;
 
@@ -71,6 +74,10 @@ enum Command {
     Keygen(keys::Keygen),
     /// Publishes a directory as a signed version.
     Publish(publish::Publish),
+    /// Says that a version must not be used any more.
+    Withdraw(release::Withdraw),
+    /// Has `latest` lead to a version.
+    Latest(release::Latest),
     /// Mounts every trusted version at MOUNTPOINT.
     Mount(mount::Mount),
     /// Takes a mount away.
@@ -87,6 +94,8 @@ enum Command {
     Cat(look::Cat),
     /// Copies a version, or a part of it, into a new directory.
     Fetch(fetch::Fetch),
+    /// Shows what differs between two versions.
+    Diff(diff::Diff),
     /// Checks a version, a manifest file, or a directory against its version.
     Verify(verify::Verify),
     /// Shows what a manifest says and who signed it.
@@ -338,6 +347,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let done = match arguments.command {
         Command::Keygen(command) => command.run(&context),
         Command::Publish(command) => command.run(&context),
+        Command::Withdraw(command) => command.run(&context),
+        Command::Latest(command) => command.run(&context),
         Command::Mount(command) => return command.run(&context),
         Command::Unmount(command) => command.run(&context),
         Command::Serve(command) => return command.run(&context),
@@ -347,6 +358,7 @@ fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Command::Ls(command) => command.run(&context),
         Command::Cat(command) => command.run(&context),
         Command::Fetch(command) => command.run(&context),
+        Command::Diff(command) => command.run(&context),
         Command::Verify(command) => command.run(&context),
         Command::Inspect(command) => command.run(&context),
         Command::Why(command) => command.run(&context),

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rustix::fs::{Mode, OFlags};
 
-use super::keys::private_key;
+use super::diff;
 use super::mirror::Mirror;
 use super::output::{self, bytes};
 use super::session::Session;
+use super::sign::{cancel, read_keys, sign_and_finish};
 use super::{Context, Error};
 use crate::config::variable;
-use crate::manifest::{Envelope, Manifest, PrivateKey, ReleaseIndex, Signed};
+use crate::daemon::package_version;
 use crate::serve::control::{
     Event, Failure, FailureKind, Prepared, PublishOptions, Published, Reply, Request,
 };
@@ -44,7 +45,7 @@ pub(super) struct Publish {
     /// A BitTorrent tracker for the package, as URL; several times for all of them, in place of those before.
     #[arg(long = "tracker", value_name = "URL")]
     trackers: Vec<String>,
-    /// Walks and hashes, and says what would be published.
+    /// Walks and hashes, and says what would be published and how it differs from the last version.
     #[arg(long)]
     dry_run: bool,
     /// Reads every file, also those that nobody has written to since the last version.
@@ -93,13 +94,12 @@ impl Publish {
         };
         let places = self.to.iter().map(|word| provider(word));
         let places = places.collect::<Result<Vec<_>, _>>()?;
-        // Before the work, so that a missing key or a mistyped password costs nothing.
-        let mut keys = Vec::new();
-        if !self.dry_run {
-            for word in &self.keys {
-                keys.push(private_key(context, word)?);
-            }
-        }
+        package_version(&self.name, &self.version)?;
+        let keys = if self.dry_run {
+            Vec::new()
+        } else {
+            read_keys(context, &self.keys)?
+        };
         let directory = open(&self.directory)?;
         let options = PublishOptions {
             name: self.name,
@@ -151,25 +151,13 @@ impl Publish {
         let Some(job) = prepared.job.clone() else {
             return say(&package, &prepared, None, self.json);
         };
-        let envelopes = match sign(&prepared, &keys) {
-            Ok(envelopes) => envelopes,
-            Err(failure) => {
-                let _ = session.ask(&Request::PublishCancel { job }, &[], &mut |_| Ok(()));
-                return Err(failure.into());
-            }
-        };
         for place in &places {
             if let Err(error) = provide(context, &mut session, place, &prepared, &job) {
-                let _ = session.ask(&Request::PublishCancel { job }, &[], &mut |_| Ok(()));
+                cancel(&mut session, &job);
                 return Err(error);
             }
         }
-        let request = Request::PublishFinish {
-            job,
-            manifest: envelopes.0,
-            index: envelopes.1,
-        };
-        let published: Published = session.get(&request)?;
+        let published = sign_and_finish(&mut session, &prepared, &job, &keys)?;
         say(&package, &prepared, Some(&published), self.json)
     }
 }
@@ -226,35 +214,6 @@ fn provide(
     Ok(())
 }
 
-/// Signs what was prepared: manifest and release index.
-fn sign(
-    prepared: &Prepared,
-    keys: &[PrivateKey],
-) -> Result<(Option<String>, Option<String>), Failure> {
-    let keys: Vec<&PrivateKey> = keys.iter().collect();
-    let envelope = |signed: Signed| {
-        let envelope = Envelope::sign(&signed, &keys)
-            .map_err(|error| Failure::failed(&error).hint(error.hint()))?;
-        String::from_utf8(envelope.bytes().to_vec()).map_err(Failure::failed)
-    };
-    let manifest = prepared
-        .manifest
-        .as_ref()
-        .map(|text| Manifest::parse(text.as_bytes()))
-        .transpose()
-        .map_err(Failure::failed)?;
-    let index = prepared
-        .index
-        .as_ref()
-        .map(|text| ReleaseIndex::parse(text.as_bytes()))
-        .transpose()
-        .map_err(Failure::failed)?;
-    Ok((
-        manifest.map(Signed::from).map(envelope).transpose()?,
-        index.map(Signed::from).map(envelope).transpose()?,
-    ))
-}
-
 fn say(
     package: &str,
     prepared: &Prepared,
@@ -272,6 +231,7 @@ fn say(
             "unread": prepared.unread,
             "unchanged": prepared.unchanged,
             "registry": published.map(|published| &published.registry),
+            "diff": prepared.diff,
         });
         return Ok(output::json(&object)?);
     }
@@ -297,6 +257,17 @@ fn say(
     }
     output::line(&format!("root     {}", prepared.root))?;
     output::line(&format!("manifest {}", prepared.id))?;
+    if let Some(preview) = &prepared.diff {
+        let summary = &preview.summary;
+        output::line(&format!("since {}: {}", summary.from, summary.sentence()))?;
+        for item in &preview.entries {
+            output::line(&format!("  {}", diff::line(item)))?;
+        }
+        let shown = preview.entries.len() as u64;
+        if let Some(more @ 1..) = summary.paths().checked_sub(shown) {
+            output::line(&format!("  and {more} more"))?;
+        }
+    }
     Ok(())
 }
 
@@ -316,7 +287,7 @@ fn open(path: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
     })
 }
 
-fn absolute(place: &str) -> Result<String, Failure> {
+pub(super) fn absolute(place: &str) -> Result<String, Failure> {
     if place.contains("://") {
         return Ok(place.to_owned());
     }

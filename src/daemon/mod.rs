@@ -38,6 +38,7 @@ use crate::state::{State, StateError};
 use crate::store::{self, Index, Store, StoreError};
 
 pub use run::run;
+pub(crate) use target::package_version;
 pub use target::{Target, TargetError};
 
 use follow::Followed;

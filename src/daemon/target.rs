@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::install::{LATEST, Listed, Listing};
-use crate::manifest::{PackageName, Version};
+use crate::manifest::{PackageName, PackageVersion, Version};
+use crate::serve::control::{Failure, FailureKind};
 
 /// A package, maybe a version of it, maybe a path within.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +131,18 @@ impl Target {
             version,
         })
     }
+}
+
+/// Reads a package's name and version, as a person typed them.
+pub(crate) fn package_version(name: &str, version: &str) -> Result<PackageVersion, Failure> {
+    let usage = |message: String| Failure::new(FailureKind::Usage, message);
+    let name: PackageName = name
+        .parse()
+        .map_err(|error| usage(format!("{name:?} cannot be a package name: {error}")))?;
+    let version: Version = version
+        .parse()
+        .map_err(|error| usage(format!("{version:?} cannot be a version: {error}")))?;
+    Ok(PackageVersion::new(name, version))
 }
 
 impl PackageName {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::change::REASON_BYTES_MAX;
 use super::options::JobId;
 use super::refusal::Refusals;
 use crate::catalog::CatalogError;
@@ -60,6 +61,31 @@ pub enum PublishError {
         ours: ManifestId,
         /// The one that is known.
         there: ManifestId,
+    },
+    /// The version is withdrawn.
+    #[error("{package} is withdrawn: {reason}")]
+    Withdrawn {
+        /// The version.
+        package: PackageVersion,
+        /// Why, as the publisher said.
+        reason: String,
+    },
+    /// There is no release index that could say something else.
+    #[error("there is no release index of {0}, here or in the registry")]
+    NoPackage(PackageName),
+    /// The release index does not name the version.
+    #[error("there is no version {version} of {name}", version = .0.version, name = .0.name)]
+    NoVersion(PackageVersion),
+    /// A withdrawal is to have no reason, or a long one.
+    #[error("the reason has {0} bytes; it takes 1 to {REASON_BYTES_MAX}")]
+    Reason(usize),
+    /// Others have announced something of the package in between, each time.
+    #[error("others were faster {tries} times: {package} has changed again and again")]
+    Contended {
+        /// The package.
+        package: PackageName,
+        /// How often it was tried.
+        tries: u32,
     },
     /// Another publish of this package waits for its signatures or announces.
     #[error("another publish of {0} is under way")]
@@ -157,6 +183,20 @@ impl PublishError {
                 "publish it without --to torrent, or in several packages".to_owned()
             }
             PublishError::OtherTorrent(_) => "publish the tree under a new version".to_owned(),
+            PublishError::Withdrawn { .. } => {
+                "a withdrawal is for ever: publish the tree under a new version".to_owned()
+            }
+            PublishError::NoPackage(_) => {
+                "publish it first, or name its registry with --registry".to_owned()
+            }
+            PublishError::NoVersion(package) => {
+                format!("`manifs list --all {}` shows those there are", package.name)
+            }
+            PublishError::Reason(_) => "say in a sentence why it must not be used".to_owned(),
+            PublishError::Contended { .. } => "run the same command again".to_owned(),
+            PublishError::Registry(RegistryError::Conflict { .. }) => {
+                "somebody else was faster: run the same command again".to_owned()
+            }
             PublishError::Busy(_) => "wait until it ends".to_owned(),
             PublishError::NoJob(_) => "publish again".to_owned(),
             PublishError::Stranger { .. } => {

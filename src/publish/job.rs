@@ -13,27 +13,31 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::PublishError;
-use super::build::{Built, Task, build, judged};
+use super::build::{Task, build, judged};
+use super::change::Change;
+use super::draft::{Draft, Made, Wish};
 use super::journal::Journal;
 use super::keep::Kept;
-use super::known::{Known, known, next_index};
+use super::known::{Known, known, known_index};
 use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
 use super::reuse::{Base, NewRecord};
 use super::sink::{Keeping, Nowhere};
 use crate::block::Digest;
-use crate::manifest::json::Json;
 use crate::manifest::{
-    Envelope, Manifest, ManifestFields, ManifestId, PackageName, PackageVersion, ReleaseIndex,
-    Signed, Timestamp, TorrentRef, TrustPolicy,
+    Envelope, Manifest, ManifestId, PackageName, PackageVersion, ReleaseIndex, Signed, TrustPolicy,
 };
 use crate::registry::{Registry, RegistryError};
 use crate::state::State;
 use crate::store::Store;
 use crate::torrent::Info;
 
-/// How long a publish waits for another one of the same package.
-const TURN_WITHIN: Duration = Duration::from_secs(30);
+/// How long a job waits for another one of the same package that is being signed or announced.
+const TURN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a job has for its signatures before another one of the same package may take its turn: whoever signs has
+/// the key at hand before anything is read.
+const SIGN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Publishes into one home.
 pub struct Publisher {
@@ -53,10 +57,18 @@ pub struct Publisher {
 
 #[derive(Default)]
 struct Jobs {
-    /// Which job each package has: being prepared, waiting for signatures, or announcing.
+    /// Which job each package has: waiting for signatures, or announcing.
     names: HashMap<PackageName, JobId>,
     /// Those that wait for signatures.
-    prepared: HashMap<JobId, Job>,
+    prepared: HashMap<JobId, Waiting>,
+}
+
+/// A job that waits for signatures.
+struct Waiting {
+    job: Job,
+    since: Instant,
+    /// Who is copying what is to be signed: as long as somebody does, nobody takes its turn.
+    holders: usize,
 }
 
 /// What would be, or is to be, published.
@@ -89,8 +101,12 @@ pub struct Summary {
 pub struct Prepared {
     /// Which one: for [`Publisher::finish`].
     pub job: JobId,
-    /// What it is about.
-    pub summary: Summary,
+    /// Which version it is about.
+    pub package: PackageVersion,
+    /// Its manifest.
+    pub id: ManifestId,
+    /// What is to be published; `None` when only the release index changes.
+    pub summary: Option<Summary>,
     /// To be signed; `None` when the version exists with an equal catalog.
     pub manifest: Option<Manifest>,
     /// To be signed; `None` when the release index says all of it already.
@@ -143,17 +159,42 @@ impl Prepared {
 /// What is kept of a job while others sign.
 pub(super) struct Job {
     pub(super) claim: Claim,
-    pub(super) summary: Summary,
-    pub(super) manifest: Part<Manifest>,
-    pub(super) index: Part<ReleaseIndex>,
+    pub(super) wish: Wish,
+    pub(super) draft: Draft,
     pub(super) sums: Option<Bytes>,
     /// The info dictionary, when the version is to be seeded.
     pub(super) torrent: Option<Info>,
     pub(super) replaces: Option<Digest>,
     pub(super) registry: Arc<dyn Registry>,
-    pub(super) kept: Kept,
+    /// Nothing is stored when only the release index changes.
+    pub(super) kept: Option<Kept>,
     /// What its files were on disk.
     pub(super) record: Option<NewRecord>,
+    /// How often somebody else was faster.
+    pub(super) conflicts: u32,
+}
+
+impl Job {
+    fn prepared(&self) -> Prepared {
+        let manifest = self.draft.manifest.as_ref();
+        Prepared {
+            job: self.claim.job.clone(),
+            package: self.wish.package().clone(),
+            id: self.draft.id,
+            summary: self.draft.summary.clone(),
+            manifest: manifest.and_then(Part::unsigned).cloned(),
+            index: self.draft.index.unsigned().cloned(),
+        }
+    }
+}
+
+/// What would be published: nothing of it is stored.
+#[derive(Debug)]
+pub struct Rehearsal {
+    /// What it is about.
+    pub summary: Summary,
+    /// The catalog's bytes, in an unnamed file.
+    pub catalog: std::fs::File,
 }
 
 /// Something to be announced.
@@ -164,7 +205,23 @@ pub(super) enum Part<T> {
     Signed(Bytes),
 }
 
-/// The right to publish a package, let go when dropped.
+/// Keeps the turn of a job that waits for signatures, until dropped.
+pub struct Hold {
+    publisher: Arc<Publisher>,
+    job: JobId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.publisher.jobs.lock().prepared.get_mut(&self.job) {
+            waiting.holders -= 1;
+            waiting.since = Instant::now();
+        }
+        self.publisher.freed.notify_waiters();
+    }
+}
+
+/// The right to announce something of a package, let go when dropped.
 pub(super) struct Claim {
     publisher: Arc<Publisher>,
     name: PackageName,
@@ -188,6 +245,10 @@ impl<T> Part<T> {
             Part::Unsigned(part) => Some(part),
             Part::Signed(_) => None,
         }
+    }
+
+    pub(super) fn is_unsigned(&self) -> bool {
+        self.unsigned().is_some()
     }
 }
 
@@ -241,7 +302,7 @@ impl Publisher {
         registry: Arc<dyn Registry>,
         trust: Arc<TrustPolicy>,
         progress: Arc<Progress>,
-    ) -> Result<Summary, PublishError> {
+    ) -> Result<Rehearsal, PublishError> {
         let known = known(&options.package, &self.state, &trust, &registry).await?;
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
@@ -259,14 +320,18 @@ impl Publisher {
             };
             let built = build(directory, &task)?;
             let unread = progress.now().files_known;
-            Ok(Draft::new(&built, &options, &known, unread)?.summary)
+            let summary = Made::new(&built, options, unread)?.summary(&known)?;
+            Ok(Rehearsal {
+                summary,
+                catalog: built.file,
+            })
         });
         done.await
     }
 
     /// Reads and stores a directory, and returns what has to be signed. Nothing is visible yet.
     ///
-    /// A job of the same package that still waits for signatures is given up.
+    /// Others may read for the same package meanwhile; from then on jobs of one package take turns.
     ///
     /// # Errors
     /// [`PublishError`]
@@ -278,12 +343,11 @@ impl Publisher {
         trust: Arc<TrustPolicy>,
         progress: Arc<Progress>,
     ) -> Result<Prepared, PublishError> {
-        if registry.read_only() {
-            let registry = registry.name().to_owned();
-            return Err(PublishError::Registry(RegistryError::ReadOnly { registry }));
-        }
-        let claim = self.claim_soon(&options.package.name).await?;
-        let known = known(&options.package, &self.state, &trust, &registry).await?;
+        check_writable(&registry)?;
+        // What is refused whatever the tree holds is refused before it is read.
+        known(&options.package, &self.state, &trust, &registry)
+            .await?
+            .check_not_withdrawn(&options.package)?;
         let publisher = Arc::clone(self);
         let after = Arc::clone(&progress);
         let done = blocking(progress, move |progress| {
@@ -306,34 +370,101 @@ impl Publisher {
             };
             let built = build(directory, &task)?;
             let unread = progress.now().files_known;
-            let draft = Draft::new(&built, &options, &known, unread)?;
-            Ok(Job {
-                claim,
-                summary: draft.summary,
-                manifest: draft.manifest,
-                index: draft.index,
-                sums: built.sums()?.map(Bytes::from),
-                record: built.record,
-                torrent: built
-                    .torrent
-                    .ok()
-                    .filter(|_| options.seed)
-                    .map(|torrent| torrent.info),
-                replaces: known.replaces,
-                registry,
-                kept,
-            })
+            let (sums, seed) = (built.sums()?.map(Bytes::from), options.seed);
+            let made = Made::new(&built, options, unread)?;
+            let torrent = built.torrent.ok().filter(|_| seed);
+            let torrent = torrent.map(|torrent| torrent.info);
+            Ok((made, kept, sums, torrent, built.record))
         });
-        let job = done.await?;
+        let (made, kept, sums, torrent, record) = done.await?;
         after.enter(Step::Sign);
-        let prepared = Prepared {
-            job: job.claim.job.clone(),
-            summary: job.summary.clone(),
-            manifest: job.manifest.unsigned().cloned(),
-            index: job.index.unsigned().cloned(),
+        let claim = self.claim_soon(&made.package().name).await?;
+        let wish = Wish::Version(Box::new(made));
+        let known = self.known(&wish, &trust, &registry).await?;
+        Ok(self.wait(Job {
+            claim,
+            draft: wish.draft(&known)?,
+            wish,
+            sums,
+            torrent,
+            replaces: known.replaces,
+            registry,
+            kept: Some(kept),
+            record,
+            conflicts: 0,
+        }))
+    }
+
+    /// Returns the release index that has to be signed for a change of what it says about a version.
+    ///
+    /// # Errors
+    /// [`PublishError::NoPackage`], [`PublishError::NoVersion`], [`PublishError::Withdrawn`], [`PublishError::Reason`];
+    /// others.
+    pub async fn prepare_change(
+        self: &Arc<Self>,
+        package: PackageVersion,
+        change: Change,
+        registry: Arc<dyn Registry>,
+        trust: Arc<TrustPolicy>,
+    ) -> Result<Prepared, PublishError> {
+        check_writable(&registry)?;
+        let claim = self.claim_soon(&package.name).await?;
+        let wish = Wish::Change(package, change);
+        let known = self.known(&wish, &trust, &registry).await?;
+        Ok(self.wait(Job {
+            claim,
+            draft: wish.draft(&known)?,
+            wish,
+            sums: None,
+            torrent: None,
+            replaces: known.replaces,
+            registry,
+            kept: None,
+            record: None,
+            conflicts: 0,
+        }))
+    }
+
+    /// Asks this home and the registry what a wish has to go on from.
+    pub(super) async fn known(
+        &self,
+        wish: &Wish,
+        trust: &TrustPolicy,
+        registry: &Arc<dyn Registry>,
+    ) -> Result<Known, PublishError> {
+        match wish {
+            Wish::Version(made) => known(made.package(), &self.state, trust, registry).await,
+            Wish::Change(package, _) => known_index(package, &self.state, trust, registry).await,
+        }
+    }
+
+    /// Has a job wait for its signatures.
+    pub(super) fn wait(&self, job: Job) -> Prepared {
+        let prepared = job.prepared();
+        let waiting = Waiting {
+            job,
+            since: Instant::now(),
+            holders: 0,
         };
-        self.jobs.lock().prepared.insert(prepared.job.clone(), job);
-        Ok(prepared)
+        let mut jobs = self.jobs.lock();
+        jobs.prepared.insert(prepared.job.clone(), waiting);
+        prepared
+    }
+
+    /// Keeps the turn of a job, however long its signatures take: something is copied before.
+    ///
+    /// # Errors
+    /// [`PublishError::NoJob`]
+    pub fn hold(self: &Arc<Self>, job: &JobId) -> Result<Hold, PublishError> {
+        let mut jobs = self.jobs.lock();
+        let waiting = jobs.prepared.get_mut(job);
+        waiting
+            .ok_or_else(|| PublishError::NoJob(job.clone()))?
+            .holders += 1;
+        Ok(Hold {
+            publisher: Arc::clone(self),
+            job: job.clone(),
+        })
     }
 
     /// Opens what is known of the last version of a package, unless everything is to be read.
@@ -358,21 +489,22 @@ impl Publisher {
         drop(job);
     }
 
-    /// Takes the right to publish a package, waiting a while for who has it: one that was killed just now is still
-    /// being cleared away, and two that publish at a time take turns.
+    /// Takes the turn of a package, waiting a while for who has it.
     async fn claim_soon(self: &Arc<Self>, name: &PackageName) -> Result<Claim, PublishError> {
         let deadline = Instant::now() + TURN_WITHIN;
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            match self.claim(name) {
-                Err(busy @ PublishError::Busy(_)) => {
-                    if tokio::time::timeout_at(deadline, freed).await.is_err() {
-                        return Err(busy);
-                    }
-                }
-                outcome => return outcome,
+            let ends = match self.claim(name) {
+                Ok(claim) => return Ok(claim),
+                Err(ends) => ends,
+            };
+            if Instant::now() >= deadline {
+                return Err(PublishError::Busy(name.clone()));
             }
+            // Whichever it is: the next round says.
+            let until = ends.map_or(deadline, |ends| ends.min(deadline));
+            let _ = tokio::time::timeout_at(until, freed).await;
         }
     }
 
@@ -383,17 +515,19 @@ impl Publisher {
     pub fn manifest(&self, job: &JobId) -> Result<Manifest, PublishError> {
         let jobs = self.jobs.lock();
         let missing = || PublishError::NoJob(job.clone());
-        match &jobs.prepared.get(job).ok_or_else(missing)?.manifest {
-            Part::Unsigned(manifest) => Ok(manifest.clone()),
-            Part::Signed(bytes) => match Envelope::parse(bytes)?.unverified() {
+        let waiting = jobs.prepared.get(job).ok_or_else(missing)?;
+        match &waiting.job.draft.manifest {
+            Some(Part::Unsigned(manifest)) => Ok(manifest.clone()),
+            Some(Part::Signed(bytes)) => match Envelope::parse(bytes)?.unverified() {
                 Signed::Manifest(manifest) => Ok(manifest.clone()),
                 Signed::Index(_) => Err(missing()),
             },
+            None => Err(missing()),
         }
     }
 
-    /// Takes the right to publish a package.
-    pub(super) fn claim(self: &Arc<Self>, name: &PackageName) -> Result<Claim, PublishError> {
+    /// Takes the turn of a package, unless another job has it: then it may say when that one's ends at the latest.
+    pub(super) fn claim(self: &Arc<Self>, name: &PackageName) -> Result<Claim, Option<Instant>> {
         let claim = Claim {
             publisher: Arc::clone(self),
             name: name.clone(),
@@ -403,26 +537,40 @@ impl Publisher {
             let mut jobs = self.jobs.lock();
             let Some(other) = jobs.names.get(name).cloned() else {
                 jobs.names.insert(name.clone(), claim.job.clone());
+                drop(jobs);
                 return Ok(claim);
             };
-            let waiting = jobs.prepared.remove(&other);
-            drop(jobs);
-            // Dropped without the lock: that lets its claim go.
-            match waiting {
-                Some(waiting) => drop(waiting),
-                None => return Err(PublishError::Busy(name.clone())),
+            let Some(waiting) = jobs.prepared.get(&other) else {
+                return Err(None);
+            };
+            let ends = waiting.since + SIGN_WITHIN;
+            if waiting.holders > 0 {
+                return Err(None);
             }
+            if Instant::now() < ends {
+                return Err(Some(ends));
+            }
+            let given_up = jobs.prepared.remove(&other);
+            // Dropped without the lock: that lets its claim go.
+            drop(jobs);
+            drop(given_up);
         }
     }
 
     pub(super) fn take(&self, job: &JobId) -> Result<Job, PublishError> {
         let found = self.jobs.lock().prepared.remove(job);
-        found.ok_or_else(|| PublishError::NoJob(job.clone()))
+        let waiting = found.ok_or_else(|| PublishError::NoJob(job.clone()))?;
+        Ok(waiting.job)
     }
+}
 
-    pub(super) fn put_back(&self, job: Job) {
-        self.jobs.lock().prepared.insert(job.claim.job.clone(), job);
+/// Refuses a registry that nothing can be put into, so that nobody reads a tree for nothing.
+fn check_writable(registry: &Arc<dyn Registry>) -> Result<(), PublishError> {
+    if registry.read_only() {
+        let registry = registry.name().to_owned();
+        return Err(PublishError::Registry(RegistryError::ReadOnly { registry }));
     }
+    Ok(())
 }
 
 /// Runs `work` where it may block. When nobody waits any more, it is asked to end.
@@ -434,111 +582,4 @@ async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(move || work(&progress)).await;
     guard.0 = None;
     done.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
-}
-
-/// What a tree becomes, given what is known of its package.
-struct Draft {
-    summary: Summary,
-    manifest: Part<Manifest>,
-    index: Part<ReleaseIndex>,
-}
-
-impl Draft {
-    fn new(
-        built: &Built,
-        options: &Options,
-        known: &Known,
-        unread: u64,
-    ) -> Result<Draft, PublishError> {
-        let package = &options.package;
-        let now = Timestamp::now();
-        let created = options.mtime.map_or(now, Timestamp::from_unix_seconds);
-        let new = manifest_of(built, options, created)?;
-        let (id, manifest) = match &known.manifest {
-            Some(there)
-                if there.manifest().catalog == built.catalog
-                    && there.manifest().root == built.root =>
-            {
-                (there.id(), Part::Signed(there.envelope().clone()))
-            }
-            _ => match known.id {
-                Some(there) if there != new.id() => {
-                    return Err(PublishError::Exists {
-                        package: package.clone(),
-                        ours: new.id(),
-                        there,
-                    });
-                }
-                _ => (new.id(), Part::Unsigned(new)),
-            },
-        };
-        if options.seed {
-            let named = match (&manifest, &known.manifest) {
-                (Part::Signed(_), Some(there)) => there.manifest().torrent,
-                _ => torrent_of(built),
-            };
-            if named.is_none() || named != torrent_of(built) {
-                return Err(PublishError::OtherTorrent(package.clone()));
-            }
-        }
-        let index = next_index(known, options, id, now)?;
-        let summary = Summary {
-            package: package.clone(),
-            manifest: id,
-            new: manifest.unsigned().is_some(),
-            root: built.root.to_string(),
-            files: built.totals.files,
-            directories: built.totals.directories,
-            bytes: built.totals.bytes,
-            catalog_bytes: built.catalog.size,
-            instructions: built.instructions.clone(),
-            unread,
-        };
-        Ok(Draft {
-            summary,
-            manifest,
-            index,
-        })
-    }
-}
-
-/// Returns how a manifest names the torrent, which it does whenever one is offered: it is never changed afterwards.
-fn torrent_of(built: &Built) -> Option<TorrentRef> {
-    let torrent = built.torrent.as_ref().ok()?;
-    Some(TorrentRef {
-        info_hash: torrent.info.hash(),
-        piece_length: torrent.pieces.piece_bytes,
-    })
-}
-
-fn manifest_of(
-    built: &Built,
-    options: &Options,
-    created: Timestamp,
-) -> Result<Manifest, PublishError> {
-    let about = &options.about;
-    let provenance = match &about.provenance {
-        None => None,
-        Some(text) => {
-            let json = Json::parse_canonical(text.as_bytes());
-            let object = json.ok().and_then(|json| json.as_object().cloned());
-            Some(object.ok_or(PublishError::Provenance)?)
-        }
-    };
-    Ok(Manifest::new(&ManifestFields {
-        package: options.package.clone(),
-        created,
-        files: built.totals.files,
-        directories: built.totals.directories,
-        bytes: built.totals.bytes,
-        catalog: built.catalog.clone(),
-        root: built.root,
-        torrent: torrent_of(built),
-        description: about.description.clone(),
-        license: about.license.clone(),
-        homepage: about.homepage.clone(),
-        keywords: about.keywords.clone(),
-        publisher: about.publisher.clone(),
-        provenance,
-    })?)
 }

@@ -35,7 +35,8 @@ pub(crate) struct Signed {
     pub(crate) registry: String,
     /// The digest of the index envelope that the new one was made from.
     pub(crate) replaces: Option<Digest>,
-    pub(crate) manifest: Bytes,
+    /// None when only the release index changes.
+    pub(crate) manifest: Option<Bytes>,
     pub(crate) index: Bytes,
     pub(crate) sums: Option<Bytes>,
     /// The info dictionary, when the version is to be seeded.
@@ -52,6 +53,12 @@ struct Record {
     sums: bool,
     #[serde(default)]
     torrent: bool,
+    #[serde(default = "yes")]
+    manifest: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The journal of a home.
@@ -77,7 +84,7 @@ impl Journal {
     pub(crate) fn signed(&self, job: &JobId, signed: &Signed) -> io::Result<()> {
         let path = self.begin(job)?;
         let files = [
-            (MANIFEST, Some(&signed.manifest)),
+            (MANIFEST, signed.manifest.as_ref()),
             (INDEX, Some(&signed.index)),
             (SUMS, signed.sums.as_ref()),
             (TORRENT, signed.torrent.as_ref()),
@@ -94,6 +101,7 @@ impl Journal {
             replaces: signed.replaces,
             sums: signed.sums.is_some(),
             torrent: signed.torrent.is_some(),
+            manifest: signed.manifest.is_some(),
         };
         durable::write_json(&path.join(JOB), &record)
     }
@@ -126,7 +134,7 @@ impl Journal {
             package: record.package,
             registry: record.registry,
             replaces: record.replaces,
-            manifest: read(MANIFEST, ENVELOPE_BYTES_MAX as u64, true)?.unwrap_or_default(),
+            manifest: read(MANIFEST, ENVELOPE_BYTES_MAX as u64, record.manifest)?,
             index: read(INDEX, ENVELOPE_BYTES_MAX as u64, true)?.unwrap_or_default(),
             sums: read(SUMS, SUMS_BYTES_MAX, record.sums)?,
             torrent: read(TORRENT, INFO_BYTES_MAX as u64, record.torrent)?,
@@ -177,7 +185,7 @@ mod tests {
             package: "a@1.0.0".parse().unwrap(),
             registry: "/r".to_owned(),
             replaces: Some(Digest::EMPTY),
-            manifest: Bytes::from_static(b"m"),
+            manifest: Some(Bytes::from_static(b"m")),
             index: Bytes::from_static(b"i"),
             sums: Some(Bytes::from_static(b"s")),
             torrent: Some(Bytes::from_static(b"t")),

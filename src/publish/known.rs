@@ -33,8 +33,22 @@ pub(crate) struct Known {
 
 const HOME: &str = "this home";
 
-/// Asks this home and the registry.
-pub(crate) async fn known(
+impl Known {
+    /// Refuses to publish a version that is withdrawn, whatever its tree.
+    pub(super) fn check_not_withdrawn(&self, package: &PackageVersion) -> Result<(), PublishError> {
+        let withdrawn = self.index.as_ref().map(|index| &index.withdrawn);
+        match withdrawn.and_then(|all| all.get(&package.version)) {
+            Some(reason) => Err(PublishError::Withdrawn {
+                package: package.clone(),
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Asks this home and the registry for the release index, and not for the version's manifest.
+pub(crate) async fn known_index(
     package: &PackageVersion,
     state: &State,
     trust: &TrustPolicy,
@@ -57,7 +71,27 @@ pub(crate) async fn known(
         state.seen().index(name)?,
         registry.name(),
     )?;
+    let listed = index
+        .as_ref()
+        .and_then(|index| index.versions.get(&package.version).copied());
+    let seen = state.seen().manifest(package)?;
+    Ok(Known {
+        index,
+        index_envelope,
+        replaces,
+        manifest: None,
+        id: listed.or(seen),
+    })
+}
 
+/// Asks this home and the registry.
+pub(crate) async fn known(
+    package: &PackageVersion,
+    state: &State,
+    trust: &TrustPolicy,
+    registry: &Arc<dyn Registry>,
+) -> Result<Known, PublishError> {
+    let mut known = known_index(package, state, trust, registry).await?;
     let here = state.published().manifest(package)?.map(Bytes::from);
     let there = registry
         .manifest(package)
@@ -78,22 +112,9 @@ pub(crate) async fn known(
         }
         manifest.get_or_insert(found);
     }
-    let listed = index
-        .as_ref()
-        .and_then(|index| index.versions.get(&package.version).copied());
-    let seen = state.seen().manifest(package)?;
-    let id = manifest
-        .as_ref()
-        .map(TrustedManifest::id)
-        .or(listed)
-        .or(seen);
-    Ok(Known {
-        index,
-        index_envelope,
-        replaces,
-        manifest,
-        id,
-    })
+    known.id = manifest.as_ref().map(TrustedManifest::id).or(known.id);
+    known.manifest = manifest;
+    Ok(known)
 }
 
 fn trusted_index(

@@ -2,16 +2,20 @@
 //!
 //! [`Publisher::prepare`] walks the tree (`walk`, over the descriptors of `disk`), reads every file once (`ingest`, on the
 //! threads of `pool`, into a `sink`: the store, or nowhere), seals the catalog (`build`), and says what has to be signed,
-//! going on from what is `known`. Whoever has the key signs, in this process or another. [`Publisher::finish`] judges the
-//! envelopes by the trust policy, writes the job into the `journal`, makes the version visible in this home and announces
-//! it to its registry; a job that a crash interrupted there is carried on by [`Publisher::resume`].
+//! going on from what is `known`: a `draft`. Whoever has the key signs, in this process or another. [`Publisher::finish`]
+//! judges the envelopes by the trust policy, writes the job into the `journal`, announces the version to its registry and
+//! makes it visible in this home; a job that a crash interrupted there is carried on by [`Publisher::resume`]. When
+//! somebody else has announced something of the package in between, nothing is visible yet, and another draft is to be
+//! signed. A `change` of the release index alone goes the same way, without a tree.
 //!
 //! Nothing here knows a key, a mount or a network.
 
 mod build;
+mod change;
 #[cfg(test)]
 mod change_tests;
 mod disk;
+mod draft;
 mod error;
 mod finish;
 mod ingest;
@@ -30,9 +34,10 @@ mod spool;
 mod torrent;
 mod walk;
 
+pub use change::{Change, REASON_BYTES_MAX};
 pub use error::PublishError;
-pub use finish::{Outcome, Resumed};
-pub use job::{Envelopes, Prepared, Publisher, Signer, Summary};
+pub use finish::{Finished, Outcome, Resumed};
+pub use job::{Envelopes, Hold, Prepared, Publisher, Rehearsal, Signer, Summary};
 pub use options::{About, Allow, AllowSyntax, Guard, Hints, JobId, JobIdSyntax, Latest, Options};
 pub use progress::{Progress, Snapshot, Step};
 pub use refusal::{Group, Reason, Refusals, Refused, SHOWN_PER_REASON};

@@ -18,7 +18,7 @@ use super::watch::Watch;
 use super::{Announcement, Moment, NAMES_MAX, Registry, RegistryError, SCAN_EVERY, VERSIONS_MAX};
 
 /// How long a writer waits for another one.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How often it looks whether the other one is done.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -164,6 +164,7 @@ fn put(tree: &Tree, announcement: &Announcement) -> Result<(), RegistryError> {
             });
         }
     }
+    let keeps = announcement.index.is_none();
     let keys = announcement
         .keys
         .iter()
@@ -187,7 +188,11 @@ fn put(tree: &Tree, announcement: &Announcement) -> Result<(), RegistryError> {
             return Err(RegistryError::TooLarge { path, max });
         }
         // What is there already is left alone: putting twice is the same as once, and nobody is woken for nothing.
-        if !matches!(tree.read(&path, max), Ok(Some(there)) if there == *bytes) {
+        let stays = match tree.read(&path, max) {
+            Ok(Some(there)) => there == *bytes || keeps && matches!(place, Place::Manifest(_)),
+            _ => false,
+        };
+        if !stays {
             tree.write(&path, bytes)?;
         }
     }

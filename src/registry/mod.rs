@@ -118,7 +118,8 @@ pub enum RegistryError {
 pub struct Announcement {
     /// Which package and version.
     pub package: PackageVersion,
-    /// The manifest's envelope. One that is there already is replaced: the caller has compared the two.
+    /// The manifest's envelope. One that is there already is replaced if an index comes along, since that was made from
+    /// the one there; otherwise it stays.
     pub manifest: Option<Bytes>,
     /// `SHA256SUMS`, for people.
     pub sums: Option<Bytes>,

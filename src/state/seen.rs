@@ -156,12 +156,44 @@ impl Seen {
         })
     }
 
+    /// Says whether [`Seen::admit_manifest`] would admit a manifest now; nothing is remembered.
+    ///
+    /// # Errors
+    /// As [`Seen::admit_manifest`].
+    pub fn check_manifest(&self, manifest: &TrustedManifest) -> Result<(), SeenError> {
+        let package = manifest.package();
+        let learn =
+            |known: &mut Package| known.learn(&package.name, &package.version, manifest.id());
+        self.judge(&mut self.inner.lock(), &package.name, learn)?;
+        Ok(())
+    }
+
     fn admit(
         &self,
         name: &PackageName,
         change: impl FnOnce(&mut Package) -> Result<(), TrustError>,
     ) -> Result<(), SeenError> {
         let mut inner = self.inner.lock();
+        let Some(package) = self.judge(&mut inner, name, change)? else {
+            return Ok(());
+        };
+        let path = self.path(name);
+        durable::write_json(&path, &package).map_err(|error| StateError::io(&path, error))?;
+        inner.packages.insert(name.clone(), Some(Arc::new(package)));
+        inner
+            .firsts
+            .entry(name.first().to_owned())
+            .or_insert_with(|| name.clone());
+        Ok(())
+    }
+
+    /// Returns what would be known after a change; `None` when it says nothing new.
+    fn judge(
+        &self,
+        inner: &mut Inner,
+        name: &PackageName,
+        change: impl FnOnce(&mut Package) -> Result<(), TrustError>,
+    ) -> Result<Option<Package>, SeenError> {
         if let Some(other) = inner.firsts.get(name.first())
             && (other.scope().is_some() != name.scope().is_some())
         {
@@ -171,20 +203,10 @@ impl Seen {
                 first: name.first().to_owned(),
             });
         }
-        let known = self.package(&mut inner, name)?;
+        let known = self.package(inner, name)?;
         let mut package = Package::clone(&known);
         change(&mut package)?;
-        if package == *known {
-            return Ok(());
-        }
-        let path = self.path(name);
-        durable::write_json(&path, &package).map_err(|error| StateError::io(&path, error))?;
-        inner.packages.insert(name.clone(), Some(Arc::new(package)));
-        inner
-            .firsts
-            .entry(name.first().to_owned())
-            .or_insert_with(|| name.clone());
-        Ok(())
+        Ok((package != *known).then_some(package))
     }
 
     fn package(&self, inner: &mut Inner, name: &PackageName) -> Result<Arc<Package>, StateError> {

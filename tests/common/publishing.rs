@@ -5,15 +5,19 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use manifs::block::{BLOCK_BYTES, BlockRef, FileRef};
 use manifs::catalog::Catalog;
 use manifs::manifest::{
-    Envelope, Manifest, PackageVersion, PrivateKey, ReleaseIndex, Signed, TrustPolicy,
+    Envelope, Manifest, PackageName, PackageVersion, PrivateKey, ReleaseIndex, Signed, TrustPolicy,
+    Version,
 };
 use manifs::publish::{Options, Outcome, Prepared, Progress, PublishError, Publisher};
-use manifs::registry::{Directory, Registry};
+use manifs::registry::{Announcement, Directory, Moment, Registry, RegistryError};
 use manifs::state::State;
 use manifs::store::{self, Store, Verify};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::signed::key;
@@ -209,4 +213,86 @@ pub(crate) fn files(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+/// How a registry fails.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// It takes nothing.
+    Before,
+    /// It takes everything, and the answer is lost: as if the publisher had died just then.
+    After,
+    /// Somebody else was faster.
+    Conflict,
+}
+
+/// A registry that fails when told to.
+pub(crate) struct Failing {
+    inner: Arc<dyn Registry>,
+    pub(crate) fault: Mutex<Fault>,
+}
+
+fn unavailable() -> RegistryError {
+    RegistryError::Unavailable {
+        registry: "test".to_owned(),
+        reason: "told to fail".to_owned(),
+        retry_after: None,
+    }
+}
+
+#[async_trait]
+impl Registry for Failing {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    async fn names(&self) -> Result<Vec<PackageName>, RegistryError> {
+        self.inner.names().await
+    }
+
+    async fn index(&self, name: &PackageName) -> Result<Option<Bytes>, RegistryError> {
+        self.inner.index(name).await
+    }
+
+    async fn versions(&self, name: &PackageName) -> Result<Vec<Version>, RegistryError> {
+        self.inner.versions(name).await
+    }
+
+    async fn manifest(&self, package: &PackageVersion) -> Result<Option<Bytes>, RegistryError> {
+        self.inner.manifest(package).await
+    }
+
+    async fn sums(&self, package: &PackageVersion) -> Result<Option<Bytes>, RegistryError> {
+        self.inner.sums(package).await
+    }
+
+    async fn put(&self, announcement: Announcement) -> Result<(), RegistryError> {
+        let fault = *self.fault.lock();
+        match fault {
+            Fault::Before => Err(unavailable()),
+            Fault::Conflict => Err(RegistryError::Conflict {
+                path: "index.json".to_owned(),
+            }),
+            Fault::After => {
+                self.inner.put(announcement).await?;
+                Err(unavailable())
+            }
+            Fault::None => self.inner.put(announcement).await,
+        }
+    }
+
+    async fn changed(&self, since: Moment) -> Moment {
+        self.inner.changed(since).await
+    }
+}
+
+/// Puts a registry that fails before a home's own.
+pub(crate) fn failing(home: &mut Home, fault: Fault) -> Arc<Failing> {
+    let failing = Arc::new(Failing {
+        inner: Arc::clone(&home.registry),
+        fault: Mutex::new(fault),
+    });
+    home.registry = failing.clone();
+    failing
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::machine::{Home, describe, sh};
+use crate::machine::{Home, describe, noise, sh};
 
 #[test]
 fn a_new_version_appears_within_seconds_and_the_old_one_goes_on() {
@@ -183,4 +183,67 @@ fn permissions_are_the_catalogs() {
         written.raw_os_error(),
         Some(rustix::io::Errno::ROFS.raw_os_error())
     );
+}
+
+#[test]
+fn a_withdrawn_version_vanishes_and_what_is_open_stays_readable() {
+    use std::io::Read as _;
+
+    let source = tempfile::tempdir().unwrap();
+    let large = noise(7, 5 << 20);
+    std::fs::write(source.path().join("large"), &large).unwrap();
+    let mut publisher = Home::new();
+    publisher.publish(source.path(), "pkg", "1.0.0");
+    std::fs::write(source.path().join("data"), "two").unwrap();
+    publisher.publish(source.path(), "pkg", "1.1.0");
+    let url = publisher.serve();
+    let mut reader = Home::new();
+    reader.follow(&publisher, &url);
+    let package = reader.mount().join("pkg");
+    let names = || sh("ls \"$1\"", &[&package]);
+    assert_eq!(names(), "1.0.0\n1.1.0\nlatest\n");
+    let version = package.join("1.1.0");
+    let mut open = std::fs::File::open(version.join("large")).unwrap();
+    let mut bytes = vec![0; 10];
+    open.read_exact(&mut bytes).unwrap();
+    // A job with its working directory in it.
+    let mut job = Command::new("bash")
+        .args(["-uc", "cat data; read -r go; cat new; ls; exit 0", "bash"])
+        .current_dir(&version)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = publisher.run(&["withdraw", "pkg@1.1.0", "--reason", "it eats cats"]);
+    assert!(said.contains("latest leads to 1.0.0"), "{said}");
+    let withdrawn = Instant::now();
+    reader.wait_for("it to vanish", |_| names() == "1.0.0\nlatest\n");
+    println!("it vanished after {:?}", withdrawn.elapsed());
+    assert!(withdrawn.elapsed() < Duration::from_secs(10));
+    let latest = std::fs::read_link(package.join("latest")).unwrap();
+    assert_eq!(latest, std::path::Path::new("1.0.0"));
+    let gone = std::fs::metadata(&version).unwrap_err();
+    assert_eq!(gone.kind(), std::io::ErrorKind::NotFound);
+    open.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == large, "what is open is read to its end");
+    std::io::Write::write_all(&mut job.stdin.take().unwrap(), b"go\n").unwrap();
+    let output = job.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", describe(&output));
+    assert!(output.stdout.starts_with(b"two"), "{}", describe(&output));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Stale file handle"), "{said}");
+    let path = version.join("large");
+    for words in [&["why", path.to_str().unwrap()][..], &["list", "--all"]] {
+        let said = reader.run(words);
+        assert!(
+            said.contains("withdrawn by its publisher: it eats cats"),
+            "{said}"
+        );
+    }
+    // The publisher's own home says so, too, and it stays withdrawn after a restart.
+    publisher.kill_daemon();
+    publisher.serve();
+    let said = publisher.run(&["list", "--all"]);
+    assert!(said.contains("refused: pkg@1.1.0 is withdrawn"), "{said}");
 }

@@ -77,6 +77,7 @@ async fn dry_run(home: &Home, tree: &Path, options: Options) -> Summary {
         .dry_run(directory(tree), options, registry, trust, progress)
         .await
         .unwrap()
+        .summary
 }
 
 /// Asserts that a tree becomes the same manifest whether everything is read or not, publishes it, and asserts that all of

@@ -11,8 +11,12 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/machine.rs"]
+#[allow(dead_code, reason = "not every helper is needed without a mount")]
+mod machine;
 
 mod catalog;
+mod catalog_diff;
 mod catalog_reading;
 mod cli;
 mod envelope;
@@ -20,13 +24,16 @@ mod fetch_speed;
 mod fuzz_corpus;
 mod gateway_server;
 mod gateway_source;
+mod guide;
 mod http_source;
 mod incremental;
 mod keys;
 mod poison;
 mod publish;
 mod publish_trees;
+mod publishers;
 mod registry;
+mod releases;
 mod share;
 mod state;
 mod store;

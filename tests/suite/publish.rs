@@ -4,15 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use manifs::manifest::{Envelope, PackageName, PackageVersion, Signed, TrustError, Version};
+use manifs::manifest::{Envelope, Signed, TrustError, Version};
 use manifs::publish::{Envelopes, Latest, Options, Progress, PublishError};
-use manifs::registry::{Announcement, Moment, Place, Registry, RegistryError};
-use parking_lot::Mutex;
+use manifs::registry::{Place, Registry};
 use tempfile::TempDir;
 
-use crate::common::publishing::{self, Home, tempdir};
+use crate::common::publishing::{self, Fault, Home, failing, tempdir};
 use crate::common::signed::{key, package};
 
 fn options(text: &str) -> Options {
@@ -292,13 +289,18 @@ async fn our_own_policy_judges_our_own_envelopes_first() {
     assert!(matches!(error, PublishError::NoJob(_)), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_that_nobody_signs_leaves_nothing_and_is_superseded() {
     let home = Home::new();
     let first = home
         .prepare(tree("1").path(), options("a@1.0.0"))
         .await
         .unwrap();
+    // Not before its time is over, and not at all while it is copied.
+    let hold = home.publisher.hold(&first.job).unwrap();
+    let refused = home.prepare(tree("2").path(), options("a@1.0.0")).await;
+    assert!(matches!(refused, Err(PublishError::Busy(_))));
+    drop(hold);
     let second = home
         .prepare(tree("2").path(), options("a@1.0.0"))
         .await
@@ -345,87 +347,6 @@ async fn a_cancelled_publish_ends_and_leaves_nothing() {
     home.publish(tree("1").path(), options("a@1.0.0"))
         .await
         .unwrap();
-}
-
-/// How a registry fails.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    None,
-    /// It takes nothing.
-    Before,
-    /// It takes everything, and the answer is lost: as if the publisher had died just then.
-    After,
-    /// Somebody else was faster.
-    Conflict,
-}
-
-/// A registry that fails when told to.
-struct Failing {
-    inner: Arc<dyn Registry>,
-    fault: Mutex<Fault>,
-}
-
-fn unavailable() -> RegistryError {
-    RegistryError::Unavailable {
-        registry: "test".to_owned(),
-        reason: "told to fail".to_owned(),
-        retry_after: None,
-    }
-}
-
-#[async_trait]
-impl Registry for Failing {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    async fn names(&self) -> Result<Vec<PackageName>, RegistryError> {
-        self.inner.names().await
-    }
-
-    async fn index(&self, name: &PackageName) -> Result<Option<Bytes>, RegistryError> {
-        self.inner.index(name).await
-    }
-
-    async fn versions(&self, name: &PackageName) -> Result<Vec<Version>, RegistryError> {
-        self.inner.versions(name).await
-    }
-
-    async fn manifest(&self, package: &PackageVersion) -> Result<Option<Bytes>, RegistryError> {
-        self.inner.manifest(package).await
-    }
-
-    async fn sums(&self, package: &PackageVersion) -> Result<Option<Bytes>, RegistryError> {
-        self.inner.sums(package).await
-    }
-
-    async fn put(&self, announcement: Announcement) -> Result<(), RegistryError> {
-        let fault = *self.fault.lock();
-        match fault {
-            Fault::Before => Err(unavailable()),
-            Fault::Conflict => Err(RegistryError::Conflict {
-                path: "index.json".to_owned(),
-            }),
-            Fault::After => {
-                self.inner.put(announcement).await?;
-                Err(unavailable())
-            }
-            Fault::None => self.inner.put(announcement).await,
-        }
-    }
-
-    async fn changed(&self, since: Moment) -> Moment {
-        self.inner.changed(since).await
-    }
-}
-
-fn failing(home: &mut Home, fault: Fault) -> Arc<Failing> {
-    let failing = Arc::new(Failing {
-        inner: Arc::clone(&home.registry),
-        fault: Mutex::new(fault),
-    });
-    home.registry = failing.clone();
-    failing
 }
 
 /// Returns the bytes of the registry's envelopes, which is all that readers see.
@@ -504,59 +425,6 @@ async fn the_same_publish_again_announces_what_is_only_here() {
         .iter()
         .for_each(|resumed| resumed.result.as_ref().map(|_| ()).unwrap());
     assert!(journal_is_empty(&home));
-}
-
-#[tokio::test]
-async fn whoever_was_faster_is_not_overwritten() {
-    // Between preparing and signing.
-    let one = Home::new();
-    let mut two = Home::new();
-    two.registry = Arc::clone(&one.registry);
-    let prepared = one
-        .prepare(tree("1").path(), options("a@1.0.0"))
-        .await
-        .unwrap();
-    two.publish(tree("2").path(), options("a@2.0.0"))
-        .await
-        .unwrap();
-    let signed = prepared.sign(&one.key).unwrap();
-    let trust = Arc::clone(&one.trust);
-    let done = one
-        .publisher
-        .finish(&prepared.job, signed, trust, Arc::new(Progress::new()));
-    let error = done.await.unwrap_err();
-    let conflict = matches!(
-        error,
-        PublishError::Registry(RegistryError::Conflict { .. })
-    );
-    assert!(conflict, "{error}");
-    assert!(one.state.published().versions().unwrap().is_empty());
-
-    // In the last moment: it stays visible in this home, and publishing it again merges the two.
-    let mut three = Home::new();
-    let registry = failing(&mut three, Fault::Conflict);
-    let tree = tree("3");
-    let error = three
-        .publish(tree.path(), options("a@3.0.0"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            PublishError::Announce(RegistryError::Conflict { .. })
-        ),
-        "{error}"
-    );
-    assert!(journal_is_empty(&three), "it would fail for ever");
-    drop(registry);
-    three.registry = Arc::clone(&two.registry);
-    let outcome = three
-        .publish(tree.path(), options("a@3.0.0"))
-        .await
-        .unwrap();
-    assert!(outcome.changed);
-    let index = three.index(&package("a@3.0.0")).unwrap();
-    assert_eq!((index.sequence, index.versions.len()), (2, 2));
 }
 
 #[tokio::test]

@@ -235,8 +235,9 @@ async fn instructions_are_no_content_and_it_says_so() {
         fs::write(dir.path().join(name), "x").unwrap();
     }
     let prepared = home.prepare(dir.path(), options("a@1.0.0")).await.unwrap();
-    assert_eq!(prepared.summary.instructions, [".publish", "manifs.toml"]);
-    assert_eq!(prepared.summary.files, 2);
+    let summary = prepared.summary.unwrap();
+    assert_eq!(summary.instructions, [".publish", "manifs.toml"]);
+    assert_eq!(summary.files, 2);
     let catalog = home.catalog(&prepared.manifest.unwrap());
     assert!(catalog.find(b"manifs.toml").unwrap().is_none());
     assert!(catalog.find(b"sub/manifs.toml").unwrap().is_some());

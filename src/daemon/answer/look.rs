@@ -243,12 +243,7 @@ impl Home {
         Ok(EntryItem {
             path: String::from_utf8_lossy(path).into_owned(),
             path_hex: hex_if_needed(path),
-            kind: match row.kind() {
-                Kind::File => "file",
-                Kind::Directory => "directory",
-                Kind::Symlink => "symlink",
-            }
-            .to_owned(),
+            kind: kind_word(row.kind()).to_owned(),
             mode: row.mode(),
             size: row.size(),
             mtime_ns: row.mtime_ns(),
@@ -324,6 +319,15 @@ impl Home {
     }
 }
 
+/// Returns the word for what an entry is.
+pub(super) fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+    }
+}
+
 /// Returns how many bytes of a path lead to what is listed: a directory, or the one that a file lies in.
 pub(super) fn base(
     tree: &Tree,
@@ -339,7 +343,7 @@ pub(super) fn base(
 }
 
 /// Returns the hexadecimal digits of what is not UTF-8.
-fn hex_if_needed(bytes: &[u8]) -> Option<String> {
+pub(super) fn hex_if_needed(bytes: &[u8]) -> Option<String> {
     std::str::from_utf8(bytes)
         .is_err()
         .then(|| hex::encode(bytes))

@@ -2,6 +2,7 @@
 
 mod cache;
 mod content;
+mod diff;
 mod look;
 mod publish;
 mod why;
@@ -47,6 +48,7 @@ impl Home {
             Request::Mirror { target } => value(home.mirror(&target, replies).await?),
             Request::PublishMirror { job } => value(home.mirror_job(&job, replies).await?),
             Request::Inspect { target } => value(home.inspect(&target)?),
+            Request::Diff { from, to } => value(home.diff(&from, &to, replies).await?),
             Request::Sums { target } => home.sums(&target, replies).await,
             Request::Verify { target } => value(home.verify(&target, replies).await?),
             Request::Why { target } => value(home.why(&target).await),
@@ -57,6 +59,15 @@ impl Home {
             Request::PublishPrepare { options } => {
                 value(home.prepare(*options, descriptors, replies).await?)
             }
+            Request::PublishChange {
+                name,
+                version,
+                registry,
+                change,
+            } => value(
+                home.prepare_change(&name, &version, registry.as_deref(), change)
+                    .await?,
+            ),
             Request::PublishFinish {
                 job,
                 manifest,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::content::Sending;
-use crate::daemon::Home;
-use crate::manifest::{Envelope, PackageName, PackageVersion, Version};
-use crate::publish::{About, Envelopes, JobId, Latest, Options, Progress, PublishError};
+use crate::daemon::{Home, package_version};
+use crate::manifest::Envelope;
+use crate::publish::{
+    self, About, Change, Envelopes, Finished, JobId, Latest, Options, Progress, PublishError,
+};
 use crate::serve::control::{
-    self, Done, Failure, FailureKind, Prepared, PublishOptions, Published, Replies,
+    self, Done, Failure, FailureKind, IndexChange, Prepared, PublishOptions, Published, Replies,
 };
 use crate::source::http::check_base;
 
@@ -40,31 +42,24 @@ impl Home {
                 let done = publisher
                     .dry_run(directory, wanted, registry, trust, Arc::clone(&progress))
                     .await;
-                let summary = done.map_err(|error| publish_failure(&error))?;
-                return Ok(Prepared {
-                    unchanged: !summary.new,
-                    ..prepared(&summary)
-                });
+                let made = done.map_err(|error| publish_failure(&error))?;
+                let mut told = of_summary(&made.summary);
+                told.unchanged = !made.summary.new;
+                let name = made.summary.package.name.clone();
+                match self.preview(&name, made).await {
+                    Ok(diff) => told.diff = diff,
+                    Err(failure) => told.notes.push(format!(
+                        "not compared with the last version: {}",
+                        failure.message
+                    )),
+                }
+                return Ok(told);
             }
             let done = publisher
                 .prepare(directory, wanted, registry, trust, Arc::clone(&progress))
                 .await;
             let job = done.map_err(|error| publish_failure(&error))?;
-            let manifest = publisher.manifest(&job.job);
-            let manifest = manifest.map_err(|error| publish_failure(&error))?;
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Ok(Prepared {
-                job: Some(job.job.to_string()),
-                catalog: manifest.catalog.cid().to_string(),
-                tree: manifest.package.tree_name(),
-                unchanged: job.manifest.is_none() && job.index.is_none(),
-                manifest: job
-                    .manifest
-                    .as_ref()
-                    .map(|manifest| text(manifest.canonical())),
-                index: job.index.as_ref().map(|index| text(index.canonical())),
-                ..prepared(&job.summary)
-            })
+            prepared(publisher, &job)
         };
         let say = async {
             loop {
@@ -84,12 +79,35 @@ impl Home {
         }
     }
 
+    /// Returns the release index that says something else of a version that exists.
+    pub(super) async fn prepare_change(
+        self: &Arc<Self>,
+        name: &str,
+        version: &str,
+        registry: Option<&str>,
+        change: IndexChange,
+    ) -> Result<Prepared, Failure> {
+        let package = package_version(name, version)?;
+        let registry = self.registry_for(registry)?;
+        let change = match change {
+            IndexChange::Withdraw(reason) => Change::Withdraw(reason),
+            IndexChange::Latest => Change::Latest,
+        };
+        let trust = self.updater.policy();
+        let done = self
+            .publisher
+            .prepare_change(package, change, registry, trust)
+            .await;
+        let job = done.map_err(|error| publish_failure(&error))?;
+        prepared(&self.publisher, &job)
+    }
+
     pub(super) async fn finish(
         self: &Arc<Self>,
         job: &str,
         manifest: Option<&str>,
         index: Option<&str>,
-    ) -> Result<Published, Failure> {
+    ) -> Result<control::Finished, Failure> {
         let job = job_id(job)?;
         let parse = |text: &str| {
             Envelope::parse(text.as_bytes())
@@ -104,13 +122,23 @@ impl Home {
             .publisher
             .finish(&job, envelopes, trust, Arc::new(Progress::new()))
             .await;
-        let outcome = done.map_err(|error| publish_failure(&error))?;
+        let outcome = match done.map_err(|error| publish_failure(&error))? {
+            Finished::Done(outcome) => outcome,
+            Finished::Again(job) => {
+                let again = prepared(&self.publisher, &job)?;
+                return Ok(control::Finished::Again(Box::new(again)));
+            }
+        };
         // Seen in the mounts of this home at once, by the way that everything takes.
         self.read_registries().await;
         if let Some(seeding) = self.serving.seeding.load_full() {
             seeding.look_again();
         }
-        Ok(Published {
+        Ok(control::Finished::Done(Published {
+            latest: self
+                .listing
+                .find(&outcome.package.name, None)
+                .map(|version| version.package().version.to_string()),
             package: outcome.package.to_string(),
             manifest: outcome.manifest.to_string(),
             root: self
@@ -119,12 +147,15 @@ impl Home {
                 .map(|version| version.manifest().root.to_string())
                 .unwrap_or_default(),
             registry: outcome.registry,
-        })
+        }))
     }
 
     /// Sends a version that waits to be signed, as a mirror has it.
     pub(super) async fn mirror_job(&self, job: &str, replies: &Replies) -> Result<Done, Failure> {
-        let manifest = self.publisher.manifest(&job_id(job)?);
+        let job = job_id(job)?;
+        let hold = self.publisher.hold(&job);
+        let _hold = hold.map_err(|error| publish_failure(&error))?;
+        let manifest = self.publisher.manifest(&job);
         let manifest = manifest.map_err(|error| publish_failure(&error))?;
         let (installer, made) = (Arc::clone(&self.installer), manifest.clone());
         let tree = tokio::task::spawn_blocking(move || installer.open_own(&made));
@@ -172,19 +203,7 @@ fn job_id(text: &str) -> Result<JobId, Failure> {
 
 fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
     let usage = |message: String| Failure::new(FailureKind::Usage, message);
-    let name: PackageName = options.name.parse().map_err(|error| {
-        usage(format!(
-            "{:?} cannot be a package name: {error}",
-            options.name
-        ))
-    })?;
-    let version: Version = options.version.parse().map_err(|error| {
-        usage(format!(
-            "{:?} cannot be a version: {error}",
-            options.version
-        ))
-    })?;
-    let mut wanted = Options::new(PackageVersion::new(name, version));
+    let mut wanted = Options::new(package_version(&options.name, &options.version)?);
     for word in &options.allow {
         wanted
             .allow
@@ -223,7 +242,35 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
     Ok(wanted)
 }
 
-fn prepared(summary: &crate::publish::Summary) -> Prepared {
+/// Returns what a command is told of a job that waits for its signatures.
+fn prepared(
+    publisher: &Arc<publish::Publisher>,
+    job: &publish::Prepared,
+) -> Result<Prepared, Failure> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let manifest = job.manifest.as_ref();
+    let index = job.index.as_ref();
+    let mut told = Prepared {
+        id: job.id.to_string(),
+        ..Prepared::default()
+    };
+    if let Some(summary) = &job.summary {
+        let whole = publisher.manifest(&job.job);
+        let whole = whole.map_err(|error| publish_failure(&error))?;
+        told = of_summary(summary);
+        told.catalog = whole.catalog.cid().to_string();
+        told.tree = whole.package.tree_name();
+    }
+    Ok(Prepared {
+        job: Some(job.job.to_string()),
+        unchanged: manifest.is_none() && index.is_none(),
+        manifest: manifest.map(|manifest| text(manifest.canonical())),
+        index: index.map(|index| text(index.canonical())),
+        ..told
+    })
+}
+
+fn of_summary(summary: &publish::Summary) -> Prepared {
     let note =
         |name: &String| format!("{name} is an instruction to publish, not content: it is left out");
     Prepared {
@@ -244,8 +291,11 @@ fn publish_failure(error: &PublishError) -> Failure {
         | PublishError::NoTorrent(_)
         | PublishError::OtherTorrent(_)
         | PublishError::Exists { .. }
+        | PublishError::Withdrawn { .. }
         | PublishError::Untrusted { .. }
         | PublishError::Seen(_) => FailureKind::Refused,
+        PublishError::NoPackage(_) | PublishError::NoVersion(_) => FailureKind::NotFound,
+        PublishError::Reason(_) => FailureKind::Usage,
         _ => FailureKind::Failed,
     };
     let failure = Failure::new(kind, error);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::release::{DiffPreview, IndexChange};
+
 /// What a command asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
@@ -57,6 +59,13 @@ pub enum Request {
         /// The version.
         target: String,
     },
+    /// [`super::DiffSummary`]: an item of [`super::DiffItem`] for each path that differs between two targets.
+    Diff {
+        /// A package, a version, a directory or a file.
+        from: String,
+        /// What it is compared with.
+        to: String,
+    },
     /// Data: the `SHA256SUMS` of a version.
     Sums {
         /// The version.
@@ -97,7 +106,18 @@ pub enum Request {
         /// How.
         options: Box<PublishOptions>,
     },
-    /// [`Published`]
+    /// [`Prepared`]: the release index that is to be signed for a version that exists.
+    PublishChange {
+        /// The package.
+        name: String,
+        /// The version.
+        version: String,
+        /// A registry; none: the home's default one.
+        registry: Option<String>,
+        /// What is said of it.
+        change: IndexChange,
+    },
+    /// [`super::Finished`]
     PublishFinish {
         /// The job that [`Prepared`] names.
         job: String,
@@ -230,6 +250,9 @@ pub struct Prepared {
     /// Files that were not read, since the last version has them.
     #[serde(default)]
     pub unread: u64,
+    /// How it differs from the last version; only of what is only tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff: Option<DiffPreview>,
 }
 
 /// What was published.
@@ -243,6 +266,9 @@ pub struct Published {
     pub root: String,
     /// Where it was announced.
     pub registry: String,
+    /// What `latest` leads to now.
+    #[serde(default)]
+    pub latest: Option<String>,
 }
 
 /// How to mount.

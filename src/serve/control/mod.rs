@@ -6,6 +6,7 @@
 mod address;
 mod client;
 mod message;
+mod release;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -14,5 +15,6 @@ mod wire;
 pub use address::bind;
 pub use client::{Client, ClientError, Reply};
 pub use message::*;
+pub use release::*;
 pub use server::{Handler, Peer, Replies, serve, serve_connection};
 pub use wire::FRAME_BYTES_MAX;
