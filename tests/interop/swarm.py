@@ -5,8 +5,9 @@
 or, to make a torrent: {"make": PATH, "directory": TREE, "trackers": [URL]}, which prints {"info_hash": HEX}.
 
 Prints a JSON object per line: {"event": "listening", "port": N}, then {"event": "progress", ...} each tenth of a second
-while something is missing, then {"event": "complete", "seconds": S, "bytes": B}; goes on seeding, and ends when its
-standard input is closed, so that it never outlives a test.
+while something is missing, then {"event": "complete", "seconds": S, "bytes": B}; goes on seeding, says {"event":
+"uploaded", "bytes": B} for each line of its standard input, and ends when that is closed, so that it never outlives a
+test.
 """
 
 import json
@@ -22,9 +23,9 @@ def say(event, **more):
     print(json.dumps({"event": event, **more}), flush=True)
 
 
-def end_with_input():
-    while os.read(0, 4096):
-        pass
+def answer(torrent):
+    for _ in sys.stdin:
+        say("uploaded", bytes=torrent.status().total_payload_upload)
     os._exit(0)
 
 
@@ -51,7 +52,6 @@ def main():
     if "make" in job:
         make(job)
         return
-    threading.Thread(target=end_with_input, daemon=True).start()
     session = lt.session({
         "listen_interfaces": job.get("listen", "127.0.0.1:0"),
         "enable_dht": False,
@@ -81,6 +81,7 @@ def main():
     parameters.flags &= ~lt.torrent_flags.auto_managed
     parameters.flags &= ~lt.torrent_flags.paused
     torrent = session.add_torrent(parameters)
+    threading.Thread(target=answer, args=[torrent], daemon=True).start()
     deadline = time.monotonic() + 10
     while session.listen_port() == 0 and time.monotonic() < deadline:
         time.sleep(0.01)

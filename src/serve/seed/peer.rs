@@ -141,6 +141,14 @@ struct Connection<'a> {
     answered: AtomicU64,
 }
 
+/// Answers that go out at once.
+struct Batch {
+    out: Vec<u8>,
+    answers: u64,
+    /// Of files.
+    bytes: u64,
+}
+
 impl Connection<'_> {
     async fn read(&self, mut stream: impl tokio::io::AsyncRead + Unpin) -> Result<(), WireError> {
         let mut buffer = Vec::new();
@@ -206,43 +214,64 @@ impl Connection<'_> {
         }
     }
 
+    /// Writes the answers; the next batch is read while the other end takes the last one.
     async fn write(&self, mut stream: impl AsyncWrite + Unpin) -> Result<(), WireError> {
-        let mut out = Vec::new();
+        let mut ahead = None;
+        let mut spare = Vec::new();
         loop {
-            let (requests, metadata) = self.take();
-            if requests.is_empty() && metadata.is_empty() {
+            let made = match ahead.take() {
+                Some(made) => Some(made),
+                None => self.next(std::mem::take(&mut spare)).await,
+            };
+            let Some(made) = made else {
                 // An idle connection holds no memory.
-                out = Vec::new();
-                if timeout(KEEP_ALIVE, self.queue.came.notified())
-                    .await
-                    .is_err()
-                {
+                let came = timeout(KEEP_ALIVE, self.queue.came.notified()).await;
+                if came.is_err() {
+                    let mut out = Vec::new();
                     wire::write_plain(&mut out, &Known::KeepAlive);
                     write_all(&mut stream, &out).await?;
                 }
                 continue;
-            }
-            self.queue.room.notify_one();
-            let bytes: u64 = requests
-                .iter()
-                .map(|request| u64::from(request.length))
-                .sum();
-            let answers = (requests.len() + metadata.len()) as u64;
-            let made = self.make(std::mem::take(&mut out), requests, metadata);
-            let Ok(made) = made.await else {
+            };
+            let Ok(batch) = made else {
                 let reason = "a block of it is not in the store any more, or was damaged";
                 self.seeds.end(&self.seed.info_hash, reason);
                 return Ok(());
             };
-            out = made;
-            if let Some(rate) = &self.seeds.rate {
-                rate.pay(out.len() as u64).await;
+            let send = async {
+                if let Some(rate) = &self.seeds.rate {
+                    rate.pay(batch.out.len() as u64).await;
+                }
+                write_all(&mut stream, &batch.out).await
+            };
+            let (sent, next) = tokio::join!(send, self.next(std::mem::take(&mut spare)));
+            sent?;
+            ahead = next;
+            self.answered.fetch_add(batch.answers, Ordering::Relaxed);
+            self.seed.uploaded.fetch_add(batch.bytes, Ordering::Relaxed);
+            if ahead.is_some() {
+                spare = batch.out;
+                spare.clear();
             }
-            write_all(&mut stream, &out).await?;
-            out.clear();
-            self.answered.fetch_add(answers, Ordering::Relaxed);
-            self.seed.uploaded.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Returns the answers to what waits; none when nothing does.
+    async fn next(&self, out: Vec<u8>) -> Option<Result<Batch, Gone>> {
+        let (requests, metadata) = self.take();
+        if requests.is_empty() && metadata.is_empty() {
+            return None;
+        }
+        self.queue.room.notify_one();
+        let bytes = requests.iter().map(|request| u64::from(request.length));
+        let bytes = bytes.sum();
+        let answers = (requests.len() + metadata.len()) as u64;
+        let made = self.make(out, requests, metadata).await;
+        Some(made.map(|out| Batch {
+            out,
+            answers,
+            bytes,
+        }))
     }
 
     fn take(&self) -> (Vec<Request>, Vec<(u8, u32)>) {
