@@ -42,6 +42,9 @@ pub(super) struct Publish {
     /// A mirror that readers of the package may ask, as URL; several times for all of them, in place of those before.
     #[arg(long = "http", value_name = "URL")]
     http: Vec<String>,
+    /// An IPFS gateway that readers of the package may ask, as URL; several times for all of them, in place of those before.
+    #[arg(long = "gateway", value_name = "URL")]
+    gateways: Vec<String>,
     /// A BitTorrent tracker for the package, as URL; several times for all of them, in place of those before.
     #[arg(long = "tracker", value_name = "URL")]
     trackers: Vec<String>,
@@ -122,6 +125,7 @@ impl Publish {
             keywords: self.keywords,
             publisher: self.publisher,
             http: self.http,
+            gateways: self.gateways,
             trackers: self.trackers,
             seed: places
                 .iter()

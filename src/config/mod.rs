@@ -207,9 +207,12 @@ pub struct TorrentSection {
     /// Whether everything that was published here, and complete packages that `[gateway] share` names, are seeded.
     #[serde(default)]
     pub seed: bool,
-    /// Whether the distributed hash table is used.
+    /// Whether the distributed hash table is used: peers are looked for there, and what is seeded is announced there.
     #[serde(default)]
     pub dht: bool,
+    /// Nodes of it where a lookup begins, `host:port`, in place of the usual ones.
+    #[serde(default)]
+    pub dht_bootstrap: Option<Vec<String>>,
 }
 
 fn torrent_listen() -> std::net::SocketAddr {
@@ -353,10 +356,20 @@ impl Config {
         for base in &self.sources.http {
             check_base(base).or_else(|what| invalid(&format!("[sources] http: {base}: {what}")))?;
         }
-        if self.torrent.as_ref().is_some_and(|torrent| torrent.dht) {
-            return invalid(
-                "[torrent] dht: peers come from trackers and [sources] peers so far; take it out",
-            );
+        if let Some(torrent) = &self.torrent
+            && let Some(nodes) = &torrent.dht_bootstrap
+        {
+            if !torrent.dht {
+                return invalid("[torrent] dht_bootstrap: means nothing without dht = true");
+            }
+            if nodes.is_empty() {
+                return invalid("[torrent] dht_bootstrap: a lookup has to begin somewhere");
+            }
+            if let Some(node) = nodes.iter().find(|node| !is_peer(node)) {
+                return invalid(&format!(
+                    "[torrent] dht_bootstrap: {node:?} is not host:port"
+                ));
+            }
         }
         if let Some(torrent) = &self.torrent
             && torrent.announce_port == Some(0)

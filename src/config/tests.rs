@@ -190,9 +190,18 @@ fn seeding_is_off_unless_configured_and_what_is_not_there_is_refused() {
     let torrent = parse("[torrent]").unwrap().torrent.unwrap();
     assert_eq!(torrent.listen, "127.0.0.1:6881".parse().unwrap());
     assert!(!torrent.seed && !torrent.dht && torrent.announce_port.is_none());
-    for text in ["dht = true", "announce_port = 0", "lsd = false"] {
+    for text in [
+        "announce_port = 0",
+        "lsd = false",
+        "dht_bootstrap = [\"a:1\"]",
+        "dht = true\ndht_bootstrap = []",
+        "dht = true\ndht_bootstrap = [\"a\"]",
+    ] {
         assert!(parse(&format!("[torrent]\n{text}")).is_err(), "{text}");
     }
+    let torrent = parse("[torrent]\ndht = true\ndht_bootstrap = [\"a:1\", \"[::1]:2\"]");
+    let torrent = torrent.unwrap().torrent.unwrap();
+    assert!(torrent.dht && torrent.dht_bootstrap.unwrap().len() == 2);
 }
 
 #[test]
@@ -201,7 +210,7 @@ fn every_key_is_described() {
     let page = page.unwrap();
     let shown = toml::Table::try_from(Config {
         gateway: Some(toml::from_str("").unwrap()),
-        torrent: Some(toml::from_str("announce_port = 1").unwrap()),
+        torrent: Some(toml::from_str("announce_port = 1\ndht_bootstrap = []").unwrap()),
         store: StoreSection {
             path: Some("p".into()),
             ..StoreSection::default()
@@ -221,5 +230,5 @@ fn every_key_is_described() {
             keys += 1;
         }
     }
-    assert_eq!(keys, 24, "a new key needs a place here too");
+    assert_eq!(keys, 25, "a new key needs a place here too");
 }

@@ -31,6 +31,7 @@ use crate::fetch::{self, Fetcher};
 use crate::fuse::mounting;
 use crate::install::{Installer, Listing, PageCache, Updater};
 use crate::manifest::TrustPolicy;
+use crate::net::dht::Dht;
 use crate::publish::Publisher;
 use crate::serve::control::{Failure, FailureKind, Handler, Replies, Request};
 use crate::source::torrent;
@@ -63,6 +64,8 @@ pub struct Home {
     network: Mutex<network::Network>,
     /// Made once, since what is known of peers stays when the configuration changes.
     swarms: std::sync::OnceLock<Arc<torrent::Swarms>>,
+    /// The hash table of BitTorrent, where the configuration allows it.
+    dht: Option<Arc<Dht>>,
     mounts: Mounts,
     serving: Serving,
     tasks: TaskTracker,
@@ -143,6 +146,7 @@ impl Home {
         for note in &notes {
             tracing::warn!("{note}");
         }
+        let dht = network::dht(&config);
         let home = Arc::new_cyclic(|own| Home {
             paths,
             config: ArcSwap::from_pointee(config),
@@ -158,6 +162,7 @@ impl Home {
             followed: Mutex::default(),
             network: Mutex::default(),
             swarms: std::sync::OnceLock::new(),
+            dht,
             mounts: Mounts::default(),
             serving: Serving::default(),
             tasks,

@@ -10,27 +10,61 @@ use super::Home;
 use super::follow::Followed;
 use crate::config::{BEARER_FILE, Config};
 use crate::durable;
+use crate::install::Hints;
+use crate::net::dht::{BOOTSTRAP, Dht};
 use crate::net::{self, AddressFilter, Allow};
 use crate::registry::{Directory, Http, HttpOptions, Registry};
 use crate::serve::control::{Failure, FailureKind, RegistryItem};
-use crate::source::torrent::{Patience, Settings, Swarms, Trackers};
+use crate::source::torrent::{ByDht, Finder, Finders, Patience, Settings, Swarms, Trackers};
 use crate::source::{BlockSource, Gateway, Http as Mirror, Local};
 
 /// Where registries that were added by hand are written down.
 const REGISTRIES: &str = "registries.json";
 
-/// Mirrors out of release indexes that are asked, of all packages together: publishers share them.
-const HINTED_MIRRORS_MAX: usize = 64;
+/// Mirrors out of release indexes that are asked, of all packages together, and gateways as many: publishers share them.
+const HINTED_MAX: usize = 64;
 
 /// The sources that the configuration names, and what is needed to add those that packages name.
 #[derive(Default)]
 pub(super) struct Network {
     client: Option<net::Client>,
     sources: Vec<Arc<dyn BlockSource>>,
-    /// Configured mirrors, which are asked for every package.
+    /// Those that the configuration names, which are asked for every package.
+    configured: Bases,
+    /// Those that listed packages name, as far as they are asked; none before the first look.
+    hinted: Option<Bases>,
+}
+
+/// URLs of sources that can be hinted at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Bases {
     mirrors: BTreeSet<String>,
-    /// Mirrors that listed packages name, as far as they are asked; none before the first look.
-    hinted: Option<BTreeSet<String>>,
+    gateways: BTreeSet<String>,
+}
+
+impl Bases {
+    /// Adds what the release index of a listed package names, except those that are `configured`.
+    fn add(&mut self, hints: &Hints, configured: &Bases) {
+        for (named, own, there) in [
+            (&hints.http, &configured.mirrors, &mut self.mirrors),
+            (&hints.gateways, &configured.gateways, &mut self.gateways),
+        ] {
+            let bases = named.iter().map(|base| base.trim_end_matches('/'));
+            let others = bases.filter(|base| !own.contains(*base));
+            there.extend(others.map(str::to_owned));
+        }
+    }
+
+    /// Leaves out what is too many; returns how many that were.
+    fn cut(&mut self) -> usize {
+        let mut left_out = 0;
+        for bases in [&mut self.mirrors, &mut self.gateways] {
+            while bases.len() > HINTED_MAX && bases.pop_last().is_some() {
+                left_out += 1;
+            }
+        }
+        left_out
+    }
 }
 
 /// Returns whether a place is on a web server.
@@ -132,18 +166,17 @@ impl Home {
         )?;
         self.serving.client.store(Arc::new(client.clone()));
         let mut sources: Vec<Arc<dyn BlockSource>> = Vec::new();
-        let mut seen = BTreeSet::new();
+        let mut configured = Bases::default();
         // A registry by URL may be a daemon, which then has the blocks too.
         for base in config.sources.gateways.iter().chain(urls) {
             let base = base.trim_end_matches('/');
-            if seen.insert(base.to_owned()) {
+            if configured.gateways.insert(base.to_owned()) {
                 sources.push(Arc::new(Gateway::new(base, client.clone())));
             }
         }
-        let mut mirrors = BTreeSet::new();
         for base in &config.sources.http {
             let base = base.trim_end_matches('/');
-            if mirrors.insert(base.to_owned()) {
+            if configured.mirrors.insert(base.to_owned()) {
                 sources.push(Arc::new(Mirror::new(base, client.clone())));
             }
         }
@@ -163,7 +196,7 @@ impl Home {
             *network = Network {
                 client: Some(client.clone()),
                 sources,
-                mirrors,
+                configured,
                 hinted: None,
             };
         }
@@ -172,27 +205,21 @@ impl Home {
         Ok(())
     }
 
-    /// Adds the mirrors that listed packages name to the sources that the configuration names, if they changed.
+    /// Adds the mirrors and gateways that listed packages name to the sources of the configuration, if they changed.
     pub(super) fn apply_hints(&self) {
         let listed = self.listing.all();
         let versions = listed.iter().flat_map(|(_, versions, _)| versions);
         let mut network = self.network.lock();
-        let mut hinted = BTreeSet::new();
+        let mut hinted = Bases::default();
         for version in versions {
-            let hints = version.hints();
-            let bases = hints.http.iter().map(|base| base.trim_end_matches('/'));
-            hinted.extend(
-                bases
-                    .filter(|base| !network.mirrors.contains(*base))
-                    .map(str::to_owned),
-            );
+            hinted.add(&version.hints(), &network.configured);
         }
-        if hinted.len() > HINTED_MIRRORS_MAX {
-            let left_out = hinted.len() - HINTED_MIRRORS_MAX;
-            if network.hinted.is_none() {
-                tracing::warn!(left_out, "packages name more mirrors than are asked");
-            }
-            hinted = hinted.into_iter().take(HINTED_MIRRORS_MAX).collect();
+        let left_out = hinted.cut();
+        if left_out > 0 && network.hinted.is_none() {
+            tracing::warn!(
+                left_out,
+                "packages name more mirrors and gateways than are asked"
+            );
         }
         let Some(client) = network
             .client
@@ -202,8 +229,11 @@ impl Home {
             return;
         };
         let mut sources = network.sources.clone();
-        for base in &hinted {
+        for base in &hinted.mirrors {
             sources.push(Arc::new(Mirror::hinted(base, client.clone())));
+        }
+        for base in &hinted.gateways {
+            sources.push(Arc::new(Gateway::hinted(base, client.clone())));
         }
         network.hinted = Some(hinted);
         self.fetcher.set_sources(sources);
@@ -212,10 +242,15 @@ impl Home {
     /// Returns the torrent swarms, with the configuration as it is now.
     fn swarms(&self, config: &Config, client: &net::Client) -> Arc<Swarms> {
         let bind = config.torrent.as_ref().map(|torrent| torrent.listen.ip());
+        let trackers = Trackers::new(client.clone(), bind);
+        let mut finders: Vec<Arc<dyn Finder>> = vec![Arc::new(trackers)];
+        if let Some(dht) = &self.dht {
+            finders.push(Arc::new(ByDht::new(Arc::clone(dht), client.clone())));
+        }
         let settings = Settings {
             client: client.clone(),
             peers: config.sources.peers.clone(),
-            finder: Some(Arc::new(Trackers::new(client.clone(), bind))),
+            finder: Some(Arc::new(Finders(finders))),
         };
         let made = self
             .swarms
@@ -280,6 +315,16 @@ impl Home {
             std::path::absolute(place).map_err(Failure::failed)?,
         )))
     }
+}
+
+/// Makes the hash table's asker, where the configuration allows that; nothing is sent before something is looked for.
+pub(super) fn dht(config: &Config) -> Option<Arc<Dht>> {
+    let section = config.torrent.as_ref().filter(|section| section.dht)?;
+    let bootstrap = match &section.dht_bootstrap {
+        Some(own) => own.clone(),
+        None => BOOTSTRAP.map(str::to_owned).to_vec(),
+    };
+    Some(Arc::new(Dht::new(section.listen.ip(), bootstrap)))
 }
 
 /// Makes the one client: every host that the configuration or the user named may be dialled.

@@ -85,7 +85,8 @@ impl Home {
             listen,
             section.announce_port.unwrap_or(listen.port()),
             self.stop.clone(),
-        );
+        )
+        .with_dht(self.dht.clone());
         let parts = Parts {
             store: Arc::clone(&self.store),
             listing: Arc::clone(&self.listing),

@@ -276,6 +276,7 @@ async fn a_wrong_answer_of_a_mirror_condemns_that_tree_and_not_the_host() {
             path: b"f"[..].into(),
             offset: 0,
             mirrors: Arc::default(),
+            gateways: Arc::default(),
         });
     }
     let aged = Arc::new(Aged {

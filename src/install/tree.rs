@@ -124,11 +124,13 @@ impl ReadAt for StoredCatalog {
 
 /// Returns what to ask for to get a block of a catalog.
 pub fn catalog_want(version: &Listed, block: BlockRef) -> Want {
+    let hints = version.hints();
     let place = TreePlace {
         tree: version.package().tree_name().into(),
         path: CATALOG_PATH.into(),
         offset: block.index * BLOCK_BYTES,
-        mirrors: Arc::clone(&version.hints().http),
+        mirrors: Arc::clone(&hints.http),
+        gateways: Arc::clone(&hints.gateways),
     };
     // The catalog lies at the beginning, whatever follows it.
     let torrent = version.torrent(None).map(|torrent| TorrentPlace {
@@ -152,11 +154,13 @@ pub fn want_of(
     row: u32,
     block: BlockRef,
 ) -> Result<Want, CatalogError> {
+    let hints = version.hints();
     let place = TreePlace {
         tree: version.package().tree_name().into(),
         path: tree.path(row)?.into(),
         offset: block.index * BLOCK_BYTES,
-        mirrors: Arc::clone(&version.hints().http),
+        mirrors: Arc::clone(&hints.http),
+        gateways: Arc::clone(&hints.gateways),
     };
     Ok(Want {
         block,

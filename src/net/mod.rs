@@ -5,6 +5,7 @@
 //! unless asked, decompresses nothing. It does not know what the bytes are for.
 
 mod client;
+pub mod dht;
 mod filter;
 mod rate;
 pub mod tracker;

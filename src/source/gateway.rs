@@ -23,16 +23,28 @@ pub struct Gateway {
     name: String,
     base: String,
     client: Client,
+    /// Asked for every package; otherwise for those whose release index names it.
+    for_all: bool,
 }
 
 impl Gateway {
-    /// A gateway at `base`, for instance `http://127.0.0.1:8420`; a path in it is kept.
+    /// A gateway at `base` for all packages, as the user names it, for instance `http://127.0.0.1:8420`; a path in it is
+    /// kept.
     pub fn new(base: &str, client: Client) -> Self {
         let name = base.trim_end_matches('/').to_owned();
         Gateway {
             base: format!("{name}/ipfs/"),
             name,
             client,
+            for_all: true,
+        }
+    }
+
+    /// A gateway at `base`, asked only for packages whose release index names it.
+    pub fn hinted(base: &str, client: Client) -> Self {
+        Gateway {
+            for_all: false,
+            ..Gateway::new(base, client)
         }
     }
 }
@@ -49,6 +61,12 @@ impl BlockSource for Gateway {
 
     fn parallel(&self) -> usize {
         PARALLEL
+    }
+
+    fn serves(&self, want: &Want) -> bool {
+        let named = |gateway: &String| gateway.trim_end_matches('/') == self.name;
+        let hints = want.place.as_ref().map(|place| &place.gateways);
+        self.for_all || hints.is_some_and(|gateways| gateways.iter().any(named))
     }
 
     async fn fetch(&self, want: &Want, spill: &Spill) -> Result<Bytes, SourceError> {
@@ -115,9 +133,13 @@ fn could_not_find(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use reqwest::header::HeaderMap;
 
     use super::*;
+    use crate::block::{BlockRef, Digest, FileRef};
+    use crate::source::TreePlace;
 
     fn answer(status: u16, body: &'static str) -> Answer {
         Answer {
@@ -126,6 +148,36 @@ mod tests {
             body: Bytes::from_static(body.as_bytes()),
             whole: true,
         }
+    }
+
+    #[test]
+    fn a_hinted_gateway_is_asked_for_what_names_it_only() {
+        let client = Client::new(Default::default());
+        let hinted = Gateway::hinted("https://gateway.example/", client.clone());
+        let digest = Digest::of(b"x");
+        let file = FileRef {
+            id: digest,
+            size: 1,
+        };
+        let mut want = Want::new(BlockRef {
+            file,
+            index: 0,
+            digest,
+        });
+        assert!(Gateway::new("https://gateway.example", client).serves(&want));
+        assert!(!hinted.serves(&want));
+        let mut place = TreePlace {
+            tree: "demo-1.0.0".into(),
+            path: b"x".as_slice().into(),
+            offset: 0,
+            mirrors: ["https://gateway.example".to_owned()].into(),
+            gateways: Arc::default(),
+        };
+        want.place = Some(place.clone());
+        assert!(!hinted.serves(&want), "a mirror is no gateway");
+        place.gateways = ["https://gateway.example".to_owned()].into();
+        want.place = Some(place);
+        assert!(hinted.serves(&want));
     }
 
     #[test]

@@ -298,6 +298,7 @@ mod tests {
             path: path.into(),
             offset,
             mirrors: Arc::default(),
+            gateways: Arc::default(),
         }
     }
 

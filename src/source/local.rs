@@ -255,6 +255,7 @@ mod tests {
                 path: path.as_bytes().into(),
                 offset,
                 mirrors: Arc::default(),
+                gateways: Arc::default(),
             }),
             torrent: None,
         }

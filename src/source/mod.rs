@@ -35,6 +35,8 @@ pub struct TreePlace {
     pub offset: u64,
     /// Mirrors that the package's release index names, signed; they are asked for this package only.
     pub mirrors: Arc<[String]>,
+    /// IPFS gateways that it names, in the same way.
+    pub gateways: Arc<[String]>,
 }
 
 /// A torrent that holds a version's tree, as its signed manifest and release index name it.

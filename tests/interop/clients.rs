@@ -363,6 +363,14 @@ impl LibTorrent {
         self.event("complete")["seconds"].as_f64().expect("seconds")
     }
 
+    /// Waits until it has said something.
+    pub(crate) fn wait_for_word(&mut self, word: &str) {
+        let log = self.process.dir.path().join("log");
+        self.process.wait_for(word, || {
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains(word))
+        });
+    }
+
     fn event(&mut self, name: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         let mut last = Value::Null;

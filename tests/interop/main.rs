@@ -22,6 +22,7 @@ mod throttle;
 
 mod clients;
 mod exchange;
+mod hash_table;
 mod kubo;
 mod mirrors;
 mod peers;

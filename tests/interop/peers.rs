@@ -22,11 +22,11 @@ use crate::kubo::assert_same;
 use crate::machine::{Home, count, free_port, noise, sh};
 
 /// A version that was published for torrents, and its tree as other programs seed it.
-struct Published {
-    home: Home,
-    source: TempDir,
-    mirror: TempDir,
-    torrent: PathBuf,
+pub(crate) struct Published {
+    pub(crate) home: Home,
+    pub(crate) source: TempDir,
+    pub(crate) mirror: TempDir,
+    pub(crate) torrent: PathBuf,
 }
 
 /// Clients that know no padding files want them on the disk.
@@ -42,7 +42,7 @@ for file in range(files.num_files()):
             pad.truncate(files.file_size(file))
 "#;
 
-fn publish() -> Published {
+pub(crate) fn publish() -> Published {
     publish_with(&[])
 }
 
@@ -91,7 +91,7 @@ fn read_from(published: &Published, address: SocketAddr, client: &str) {
 }
 
 /// Reads the package from the seed at `address`, which a reader of this configuration finds.
-fn read_by(published: &Published, config: &str, address: SocketAddr, client: &str) {
+pub(crate) fn read_by(published: &Published, config: &str, address: SocketAddr, client: &str) {
     let mut reader = Home::new();
     let registry = reader.path().join("copy of the registry");
     sh(

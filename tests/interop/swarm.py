@@ -2,6 +2,8 @@
 
     {"torrent": PATH or "magnet": URI, "directory": PATH, "listen": "127.0.0.1:0", "peers": ["127.0.0.1:1"]}
 
+with "dht": ["127.0.0.1:2"] also in a hash table that begins at these nodes, or at itself when there are none;
+
 or, to make a torrent: {"make": PATH, "directory": TREE, "trackers": [URL]}, which prints {"info_hash": HEX}.
 
 Prints a JSON object per line: {"event": "listening", "port": N}, then {"event": "progress", ...} each tenth of a second
@@ -54,7 +56,7 @@ def main():
         return
     session = lt.session({
         "listen_interfaces": job.get("listen", "127.0.0.1:0"),
-        "enable_dht": False,
+        "enable_dht": "dht" in job,
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
@@ -64,10 +66,15 @@ def main():
         "close_redundant_connections": job.get("close_redundant", False),
         "connections_limit": 500,
         "alert_mask": lt.alert.category_t.error_notification | lt.alert.category_t.status_notification
-        | lt.alert.category_t.tracker_notification,
+        | lt.alert.category_t.tracker_notification
+        | (lt.alert.category_t.dht_notification if "dht" in job else 0),
         # Announces and connects at once; a test has no half hours.
         "min_announce_interval": 1,
         "min_reconnect_time": 1,
+        # Several nodes of one address, in a table of two.
+        "dht_bootstrap_nodes": ",".join(job.get("dht", [])),
+        "dht_restrict_routing_ips": False,
+        "dht_restrict_search_ips": False,
         **job.get("settings", {}),
     })
     if "magnet" in job:
@@ -98,12 +105,16 @@ def main():
             sys.exit(1)
         if status.is_seeding:
             break
+        if "dht" in job:
+            torrent.force_dht_announce()
         say("progress", state=str(status.state), done=status.total_wanted_done, total=status.total_wanted,
             peers=status.num_peers)
         time.sleep(0.1)
     say("complete", seconds=time.monotonic() - start, bytes=torrent.status().total_wanted_done)
     while True:
         time.sleep(1)
+        if "dht" in job:
+            torrent.force_dht_announce()
         for alert in session.pop_alerts():
             print(alert, file=sys.stderr, flush=True)
 

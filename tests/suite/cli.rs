@@ -704,6 +704,49 @@ fn a_reader_needs_a_url_and_a_key() {
 }
 
 #[test]
+fn a_gateway_that_the_release_index_names_is_asked_where_the_filter_allows_it() {
+    let publisher = Home::publisher();
+    publisher.configure("[gateway]\nlisten = \"127.0.0.1:0\"\n");
+    publisher.run(&["serve"]).ok();
+    let status = publisher.run(&["status", "--json"]).ok().json();
+    let url = status["gateway"].as_str().unwrap();
+    let words = ["--name", "acme/tools", "--version", "1.1.0", "--gateway"];
+    let publish = [&["publish", "tree"], &words[..]].concat();
+    publisher
+        .run(&[&publish[..], &["ipfs://somewhere"]].concat())
+        .failed(2, "--gateway ipfs://somewhere");
+    publisher.run(&[&publish[..], &[url]].concat()).ok();
+    // Nothing but envelopes and a key.
+    let reader = Home::new();
+    let key = publisher.public_key();
+    reader.run(&["trust", "add", "*", &key]).ok();
+    let registry = publisher.path.join("registry");
+    let add = ["registry", "add", registry.to_str().unwrap()];
+    reader.run(&add).ok();
+    let cat = ["cat", "acme/tools/hello.txt"];
+    reader.run(&cat).failed(5, "loopback");
+    reader.configure("[net]\nallow = [\"127.0.0.1\"]\n");
+    assert_eq!(reader.run(&cat).ok().out, "hello\n");
+    reader.run(&["fetch", "acme/tools", "-o", "copy"]).ok();
+    reader.run(&["verify", "acme/tools", "copy"]).ok();
+    reader.run(&["serve"]).ok();
+    assert_eq!(
+        reader
+            .run(&["cat", "acme/tools/bin/tool"])
+            .ok()
+            .out
+            .lines()
+            .count(),
+        2
+    );
+    let sources = reader.run(&["status", "--json"]).ok().json()["sources"].clone();
+    let sources = sources.as_array().unwrap();
+    assert_eq!(sources.len(), 1, "{sources:?}");
+    assert_eq!(sources[0]["kind"], "gateway", "{sources:?}");
+    assert_eq!(sources[0]["name"], url, "{sources:?}");
+}
+
+#[test]
 fn a_daemon_in_the_foreground_ends_on_sigterm() {
     let home = Home::publisher();
     let mut child = home.spawn(&["serve", "--foreground"]);

@@ -55,6 +55,7 @@ fn wants(path: &str, content: &Bytes) -> Vec<(Want, Bytes)> {
                     path: path.as_bytes().into(),
                     offset,
                     mirrors: Arc::default(),
+                    gateways: Arc::default(),
                 }),
                 ..Want::new(BlockRef {
                     file,

@@ -457,7 +457,7 @@ impl Finder for Told {
         told: &(dyn Fn(Found) + Send + Sync),
     ) -> Option<Duration> {
         told(Found {
-            by: "somebody".to_owned(),
+            by: Some("somebody".to_owned()),
             peers: self.0.clone(),
         });
         None

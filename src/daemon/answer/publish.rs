@@ -230,6 +230,10 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
     for base in &options.http {
         check_base(base).map_err(|what| usage(format!("--http {base}: {what}")))?;
     }
+    for base in &options.gateways {
+        check_base(base).map_err(|what| usage(format!("--gateway {base}: {what}")))?;
+    }
+    wanted.hints.gateways = Some(options.gateways.clone()).filter(|all| !all.is_empty());
     wanted.hints.http = Some(options.http.clone()).filter(|http| !http.is_empty());
     wanted.about = About {
         description: options.description.clone(),

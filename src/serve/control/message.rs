@@ -210,6 +210,9 @@ pub struct PublishOptions {
     pub publisher: Option<String>,
     /// URLs of mirrors for the release index; none: as it was.
     pub http: Vec<String>,
+    /// URLs of IPFS gateways for the release index; none: as it was.
+    #[serde(default)]
+    pub gateways: Vec<String>,
     /// URLs of trackers for the release index; none: as it was.
     #[serde(default)]
     pub trackers: Vec<String>,

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Seeds;
 use crate::net::Client;
+use crate::net::dht::{self, Dht};
 use crate::net::tracker::{Announce, Event, TrackerError, announce};
 
 /// Trackers asked at once, of all torrents together.
@@ -38,19 +39,20 @@ pub struct Announcer {
     /// Where leechers reach us.
     port: u16,
     bind: IpAddr,
+    dht: Option<Arc<Dht>>,
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
-/// One tracker of one torrent.
+/// One tracker of one torrent, or the hash table.
 struct Known {
-    tracker: String,
+    tracker: Option<String>,
     due: Instant,
     failures: u32,
     /// Whether it has been told that we are here.
     told: bool,
-    is_tracker: bool,
+    can_be_asked: bool,
 }
 
 impl Announcer {
@@ -67,26 +69,36 @@ impl Announcer {
             client,
             port,
             bind: listen.ip(),
+            dht: None,
             permits: Arc::new(Semaphore::new(AT_ONCE)),
             tasks: TaskTracker::new(),
             shutdown,
         }
     }
 
+    /// Also announces to the distributed hash table.
+    pub fn with_dht(mut self, dht: Option<Arc<Dht>>) -> Announcer {
+        self.dht = dht;
+        self
+    }
+
     /// Keeps a torrent announced until `over` or the end.
     pub fn keep(&self, info_hash: [u8; 20], trackers: &[String], over: CancellationToken) {
-        if trackers.is_empty() {
+        let now = Instant::now();
+        let trackers = trackers.iter().take(TRACKERS_MAX).cloned().map(Some);
+        let known: Vec<Known> = trackers
+            .chain(self.dht.is_some().then_some(None))
+            .map(|tracker| Known {
+                tracker,
+                due: now,
+                failures: 0,
+                told: false,
+                can_be_asked: true,
+            })
+            .collect();
+        if known.is_empty() {
             return;
         }
-        let now = Instant::now();
-        let known = trackers.iter().take(TRACKERS_MAX).map(|tracker| Known {
-            tracker: tracker.clone(),
-            due: now,
-            failures: 0,
-            told: false,
-            is_tracker: true,
-        });
-        let known = known.collect();
         let announcer = self.clone();
         self.tasks
             .spawn(async move { announcer.run(info_hash, known, over).await });
@@ -121,12 +133,14 @@ impl Announcer {
                 () = self.shutdown.cancelled() => break,
             }
             // What is none can never be asked.
-            known.retain(|known| known.is_tracker);
+            known.retain(|known| known.can_be_asked);
         }
         let farewell: FuturesUnordered<_> = known
             .iter()
             .filter(|known| known.told)
-            .map(|known| self.ask(info_hash, uploaded, Event::Stopped, &known.tracker))
+            // The hash table forgets by itself.
+            .filter_map(|known| known.tracker.as_ref())
+            .map(|tracker| self.ask(info_hash, uploaded, Event::Stopped, tracker))
             .collect();
         let _ = timeout(FAREWELL, farewell.for_each(|_| async {})).await;
     }
@@ -137,7 +151,10 @@ impl Announcer {
         } else {
             Event::Started
         };
-        let answer = self.ask(info_hash, uploaded, event, &known.tracker).await;
+        let answer = match &known.tracker {
+            Some(tracker) => self.ask(info_hash, uploaded, event, tracker).await,
+            None => self.ask_dht(info_hash).await,
+        };
         let wait = match answer {
             Ok(interval) => {
                 known.told = true;
@@ -145,10 +162,11 @@ impl Announcer {
                 interval
             }
             Err(error) => {
-                tracing::debug!(tracker = known.tracker, %error, "announce");
+                let tracker = known.tracker.as_deref().unwrap_or("the hash table");
+                tracing::debug!(tracker, %error, "announce");
                 match error {
                     TrackerError::Url(_) => {
-                        known.is_tracker = false;
+                        known.can_be_asked = false;
                         return;
                     }
                     // What is refused now may be allowed when the configuration has been read again.
@@ -164,6 +182,16 @@ impl Announcer {
             }
         };
         known.due = Instant::now() + wait;
+    }
+
+    async fn ask_dht(&self, info_hash: [u8; 20]) -> Result<Duration, TrackerError> {
+        let _permit = self.permits.acquire().await;
+        let client = self.client.load_full();
+        if let Some(dht) = &self.dht {
+            let noted = dht.announce(client.filter(), info_hash, self.port).await;
+            noted.map_err(|error| TrackerError::Unavailable(error.to_string()))?;
+        }
+        Ok(dht::ANNOUNCE_AGAIN)
     }
 
     async fn ask(

@@ -12,6 +12,7 @@
 
 mod book;
 mod connection;
+mod finders;
 mod job;
 mod judge;
 mod link;
@@ -38,6 +39,7 @@ use tokio_util::task::TaskTracker;
 use super::{BlockSource, PeerReport, SourceError, SourceKind, Spill, Torrent, Want};
 use crate::net::Client;
 use crate::torrent::peer_id;
+pub use finders::{ByDht, Finders};
 use swarm::Swarm;
 pub use trackers::Trackers;
 
@@ -83,13 +85,13 @@ impl Default for Patience {
 /// Peers that somebody told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Who told: the URL of a tracker.
-    pub by: String,
+    /// Who told, if it takes us for one of them now and wants to hear when that is over: the URL of a tracker.
+    pub by: Option<String>,
     /// Where they are.
     pub peers: Vec<SocketAddr>,
 }
 
-/// Somebody who knows peers of a torrent: its trackers.
+/// Somebody who knows peers of a torrent: its trackers, the hash table.
 #[async_trait]
 pub trait Finder: Send + Sync + 'static {
     /// Returns whether it can know peers of `torrent`.

@@ -273,8 +273,9 @@ impl Swarm {
         let client = self.client();
         {
             let mut keeper = self.keeper.lock();
-            if keeper.known.len() < KNOWN_MAX && !keeper.known.contains(&found.by) {
-                keeper.known.push(found.by);
+            let new = found.by.filter(|by| !keeper.known.contains(by));
+            if keeper.known.len() < KNOWN_MAX {
+                keeper.known.extend(new);
             }
         }
         let mut state = self.state.lock();

@@ -92,14 +92,16 @@ impl Finder for Trackers {
         let mut again: Option<Duration> = None;
         while let Some((tracker, answer)) = answers.next().await {
             match answer {
-                Ok(answer) => {
+                Ok(mut answer) => {
+                    // Readers as we are, and ourselves.
+                    answer.peers.retain(|peer| peer.port() != PORT);
                     // Who found nobody does not wait for half an hour.
                     if !answer.peers.is_empty() {
                         let sooner = again.map_or(answer.interval, |at| at.min(answer.interval));
                         again = Some(sooner);
                     }
                     told(Found {
-                        by: tracker.clone(),
+                        by: Some(tracker.clone()),
                         peers: answer.peers,
                     });
                 }
