@@ -24,7 +24,7 @@ use bytes::Bytes;
 pub use directories::{build_directories, verify_ids};
 pub use draft::Draft;
 pub use header::{CATALOG_BYTES_MAX, Header};
-pub use reader::{Catalog, VisitRow};
+pub use reader::{Catalog, VisitNamed, VisitRow};
 pub use row::{Kind, Row};
 pub use validate::validate;
 pub use whole::WholeFile;

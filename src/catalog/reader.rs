@@ -20,6 +20,9 @@ const LOOKUP_ROWS: u32 = 32;
 /// Takes a row of a listing, with its number and name.
 pub type VisitRow<'a> = &'a mut dyn FnMut(u32, &Row, &[u8]) -> ControlFlow<()>;
 
+/// Takes a row with its name, or says why no more are wanted.
+pub type VisitNamed<'a, E> = &'a mut dyn FnMut(&Row, &[u8]) -> Result<(), E>;
+
 /// A catalog whose header is right. Rows are checked when they are read.
 pub struct Catalog<R> {
     reader: R,
@@ -188,6 +191,28 @@ impl<R: ReadAt> Catalog<R> {
             batch.read_rows(self, next, rows.end - next)?;
             for index in 0..batch.len() {
                 visit(&batch.row(self, index)?)?;
+            }
+            next += batch.len();
+        }
+        Ok(())
+    }
+
+    /// Visits rows in order with their names, many at a read.
+    ///
+    /// # Errors
+    /// [`CatalogError`], of a row or of `visit`.
+    pub fn scan_named<E: From<CatalogError>>(
+        &self,
+        rows: Range<u32>,
+        visit: VisitNamed<'_, E>,
+    ) -> Result<(), E> {
+        let mut batch = Batch::new();
+        let mut next = rows.start;
+        while next < rows.end {
+            batch.read(self, next, rows.end - next)?;
+            for index in 0..batch.len() {
+                let row = batch.row(self, index)?;
+                batch.with_name(self, &row, |name| visit(&row, name))??;
             }
             next += batch.len();
         }

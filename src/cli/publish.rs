@@ -1,5 +1,6 @@
 //! Publishing: the home walks and stores, this process signs.
 
+use std::io::IsTerminal as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,11 @@ use crate::serve::control::{
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// The directory.
-    directory: PathBuf,
+    #[arg(required_unless_present = "from_stdin")]
+    directory: Option<PathBuf>,
+    /// Publishes the tree of a tar stream on the standard input.
+    #[arg(long, conflicts_with = "directory")]
+    from_stdin: bool,
     /// The package: name, or scope/name.
     #[arg(long)]
     name: String,
@@ -103,11 +108,18 @@ impl Publish {
         } else {
             read_keys(context, &self.keys)?
         };
-        let directory = open(&self.directory)?;
+        let source = match &self.directory {
+            Some(directory) => open(directory)?,
+            None => stdin()?,
+        };
         let options = PublishOptions {
             name: self.name,
             version: self.version,
-            directory: self.directory.display().to_string(),
+            directory: self
+                .directory
+                .map(|directory| directory.display().to_string())
+                .unwrap_or_default(),
+            tar: self.from_stdin,
             registry: self.registry.map(|place| absolute(&place)).transpose()?,
             dry_run: self.dry_run,
             rehash: self.rehash,
@@ -137,7 +149,7 @@ impl Publish {
         let request = Request::PublishPrepare {
             options: Box::new(options),
         };
-        let value = session.ask(&request, &[directory.as_fd()], &mut |reply| {
+        let value = session.ask(&request, &[source.as_fd()], &mut |reply| {
             if let Reply::Event(Event::Progress(progress)) = reply {
                 shown.update(&progress);
             }
@@ -289,6 +301,17 @@ fn open(path: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
             failure
         }
     })
+}
+
+/// Takes the standard input, which has to be a stream.
+fn stdin() -> Result<std::os::fd::OwnedFd, Failure> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        let message = "--from-stdin: the standard input is a terminal";
+        return Err(Failure::new(FailureKind::Usage, message)
+            .hint("tar -c -C DIR . | manifs publish --from-stdin ..."));
+    }
+    stdin.as_fd().try_clone_to_owned().map_err(Failure::failed)
 }
 
 pub(super) fn absolute(place: &str) -> Result<String, Failure> {

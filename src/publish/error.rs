@@ -5,6 +5,7 @@ use std::io;
 use super::change::REASON_BYTES_MAX;
 use super::options::JobId;
 use super::refusal::Refusals;
+use super::tar::TarError;
 use crate::catalog::CatalogError;
 use crate::manifest::{
     EnvelopeError, FieldError, ManifestId, PackageName, PackageVersion, TrustError,
@@ -23,6 +24,9 @@ pub enum PublishError {
     /// The directory cannot be opened.
     #[error("the directory cannot be read: {0}")]
     Directory(io::Error),
+    /// The stream does not become a tree.
+    #[error(transparent)]
+    Tar(#[from] TarError),
     /// The time that everything is to have does not fit a catalog.
     #[error("the time {0} is outside the years 1677 to 2262")]
     MtimeRange(i64),
@@ -176,6 +180,7 @@ impl PublishError {
             PublishError::Quota { .. } | PublishError::Store(StoreError::Full { .. }) => {
                 "raise [store] quota, or unpin and remove versions".to_owned()
             }
+            PublishError::Tar(error) => return error.hint(),
             PublishError::Exists { .. } => {
                 "a version never changes: publish this tree under a new version".to_owned()
             }

@@ -267,7 +267,11 @@ impl<'a> Run<'a> {
         if !self.is_same(&now, &file.stat) {
             return Err(changed());
         }
-        base.hand_over(&base.row(known)?, self.work.catalog, file.row)?;
+        if size <= BLOCK_BYTES {
+            self.work.catalog.set_id(file.row, known.id)?;
+        } else {
+            base.hand_over(known.row, self.work.catalog, file.row)?;
+        }
         self.work.progress.took_over(size);
         Ok(true)
     }
@@ -313,7 +317,8 @@ impl<'a> Run<'a> {
         buffer.truncate(size);
         self.judge(&buffer)?;
         let block = Block::seal(Bytes::copy_from_slice(&buffer));
-        if !self.is_stored(file, block.digest())? {
+        // What is known is stored: its bytes were read for the torrent only.
+        if file.known.is_none_or(|known| known.id != block.digest()) {
             self.work.sink.small(&block)?;
         }
         self.work.catalog.set_id(file.row, block.digest())?;
@@ -323,14 +328,6 @@ impl<'a> Run<'a> {
         self.work.progress.read(0, before.size);
         self.give_back(buffer);
         Ok(())
-    }
-
-    /// Returns whether a file is known, and so in the store: its bytes were read for the torrent only.
-    fn is_stored(&self, file: &SpooledFile, id: Digest) -> Result<bool, PublishError> {
-        let (Some(base), Some(known)) = (self.work.base, file.known) else {
-            return Ok(false);
-        };
-        Ok(base.row(known)?.id() == id)
     }
 
     fn large(

@@ -23,6 +23,7 @@ use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
 use super::reuse::{Base, NewRecord};
 use super::sink::{Keeping, Nowhere};
+use super::tar::{Unpacked, unpack};
 use crate::block::Digest;
 use crate::manifest::{
     Envelope, Manifest, ManifestId, PackageName, PackageVersion, ReleaseIndex, Signed, TrustPolicy,
@@ -329,6 +330,25 @@ impl Publisher {
         done.await
     }
 
+    /// Unpacks a tar stream beside the store, to be published and then dropped.
+    ///
+    /// # Errors
+    /// [`PublishError::Tar`]; [`PublishError::Store`] when it does not fit.
+    pub async fn unpack(
+        self: &Arc<Self>,
+        stream: OwnedFd,
+        progress: Arc<Progress>,
+    ) -> Result<Unpacked, PublishError> {
+        let publisher = Arc::clone(self);
+        let done = blocking(progress, move |progress| {
+            let scratch = publisher.store.scratch()?;
+            unpack(stream, &scratch, progress)?;
+            progress.unpacked();
+            Ok(Unpacked::new(scratch))
+        });
+        done.await
+    }
+
     /// Reads and stores a directory, and returns what has to be signed. Nothing is visible yet.
     ///
     /// Others may read for the same package meanwhile; from then on jobs of one package take turns.
@@ -364,7 +384,7 @@ impl Publisher {
                 temporary,
                 sink: &sink,
                 base: base.as_ref(),
-                records: Some(publisher.state.ingested()),
+                records: (!options.passing).then(|| publisher.state.ingested()),
                 now: (publisher.clock)(),
                 progress,
             };

@@ -31,6 +31,7 @@ mod reuse;
 mod rules;
 mod sink;
 mod spool;
+mod tar;
 mod torrent;
 mod walk;
 
@@ -41,6 +42,7 @@ pub use job::{Envelopes, Hold, Prepared, Publisher, Rehearsal, Signer, Summary};
 pub use options::{About, Allow, AllowSyntax, Guard, Hints, JobId, JobIdSyntax, Latest, Options};
 pub use progress::{Progress, Snapshot, Step};
 pub use refusal::{Group, Reason, Refusals, Refused, SHOWN_PER_REASON};
+pub use tar::{TarError, Unpacked};
 
 /// The longest path in a package, in bytes.
 pub const PATH_BYTES_MAX: usize = 4096;

@@ -134,6 +134,9 @@ pub struct Options {
     /// Read every file, also those that the last version has (`--rehash`).
     #[serde(default)]
     pub rehash: bool,
+    /// The tree goes away afterwards: what its files are on disk need not be remembered.
+    #[serde(default)]
+    pub passing: bool,
     /// For people.
     #[serde(default)]
     pub about: About,
@@ -155,6 +158,7 @@ impl Options {
             expires: None,
             seed: false,
             rehash: false,
+            passing: false,
             about: About::default(),
             hints: Hints::default(),
         }

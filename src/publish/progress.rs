@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 /// What a publish is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
+    /// Unpacks a stream.
+    Unpack,
     /// Lists the tree.
     Walk,
     /// Reads, hashes and stores the files.
@@ -18,7 +20,8 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 5] = [
+    const ALL: [Step; 6] = [
+        Step::Unpack,
         Step::Walk,
         Step::Ingest,
         Step::Seal,
@@ -29,6 +32,7 @@ impl Step {
     /// Returns the word for it.
     pub const fn word(self) -> &'static str {
         match self {
+            Step::Unpack => "unpack",
             Step::Walk => "walk",
             Step::Ingest => "ingest",
             Step::Seal => "seal",
@@ -111,6 +115,11 @@ impl Progress {
     pub(crate) fn read(&self, files: u64, bytes: u64) {
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Begins to count anew, for the tree that came as a stream.
+    pub(crate) fn unpacked(&self) {
+        self.bytes_done.store(0, Ordering::Relaxed);
     }
 
     /// Counts a file as done that did not have to be read.

@@ -8,6 +8,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
 use super::disk::{FileKind, Stat};
+use crate::block::Digest;
 
 /// Bytes that are written and read at once.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -26,8 +27,17 @@ pub(crate) struct SpooledFile {
     pub(crate) row: u32,
     pub(crate) name: Vec<u8>,
     pub(crate) stat: Stat,
-    /// The row of the last version that has its content, if that is known.
-    pub(crate) known: Option<u32>,
+    /// Where the last version has its content, if that is known.
+    pub(crate) known: Option<KnownFile>,
+}
+
+/// A file whose content is known without being read, and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KnownFile {
+    /// The row of the last version.
+    pub(crate) row: u32,
+    /// The file's id.
+    pub(crate) id: Digest,
 }
 
 /// Takes what the walk finds.
@@ -53,7 +63,12 @@ impl SpoolWriter {
         self.stat(&file.stat)?;
         self.0.write_all(&file.row.to_le_bytes())?;
         // Row 0 is the root, and never a file.
-        self.0.write_all(&file.known.unwrap_or(0).to_le_bytes())
+        let row = file.known.map_or(0, |known| known.row);
+        self.0.write_all(&row.to_le_bytes())?;
+        match file.known {
+            Some(known) => self.0.write_all(known.id.as_bytes()),
+            None => Ok(()),
+        }
     }
 
     /// Turns around.
@@ -124,7 +139,13 @@ impl SpoolReader {
             name: self.bytes()?,
             stat: self.stat(FileKind::File)?,
             row: u32::from_le_bytes(self.array()?),
-            known: Some(u32::from_le_bytes(self.array()?)).filter(|row| *row > 0),
+            known: match u32::from_le_bytes(self.array()?) {
+                0 => None,
+                row => Some(KnownFile {
+                    row,
+                    id: Digest::from_bytes(self.array()?),
+                }),
+            },
         })
     }
 
@@ -190,7 +211,10 @@ mod tests {
             row,
             name: vec![b'n'; 255],
             stat: stat(FileKind::File, 1 << 40),
-            known: Some(row).filter(|row| *row > 5),
+            known: (row > 5).then_some(KnownFile {
+                row: 9,
+                id: Digest::EMPTY,
+            }),
         };
         let mut spool = SpoolWriter::new(dir.path()).unwrap();
         spool.directory(&directory).unwrap();

@@ -19,6 +19,7 @@ mod read;
 mod real;
 mod recency;
 mod scan;
+mod scratch;
 mod space;
 mod table;
 mod write;
@@ -46,6 +47,7 @@ pub use ingest::Ingest;
 pub use memory::MemoryDisk;
 pub use probe::{Probe, probe};
 pub use real::RealDisk;
+pub use scratch::Scratch;
 
 /// The layout's version; another one is refused, never wiped.
 const VERSION: &str = "manifs store 1\n";
@@ -169,6 +171,8 @@ pub struct Usage {
 /// Blocks by file, on a disk.
 pub struct Store {
     disk: Arc<dyn Disk>,
+    /// Where it lies; none in memory.
+    path: Option<PathBuf>,
     options: Options,
     shards: Box<[Shard]>,
     space: Space,
@@ -207,8 +211,11 @@ impl Store {
         durable::create_dir(path).map_err(at)?;
         check_version(path)?;
         let lock = lock(path)?;
+        scratch::sweep(path).map_err(at)?;
         let disk = RealDisk::new(path).map_err(at)?;
-        let store = Arc::new(Store::new(Arc::new(disk), options, Some(lock)));
+        let mut store = Store::new(Arc::new(disk), options, Some(lock));
+        store.path = Some(path.to_path_buf());
+        let store = Arc::new(store);
         store.count_behind().map_err(at)?;
         Ok(store)
     }
@@ -224,6 +231,7 @@ impl Store {
         Store {
             granule: disk.granule(),
             disk,
+            path: None,
             options,
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             space: Space::default(),

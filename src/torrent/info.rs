@@ -62,7 +62,7 @@ impl Outline {
         writer.pad()?;
         let mut paths = Paths::new(catalog);
         for large in [false, true] {
-            catalog.scan::<TorrentError>(0..catalog.rows(), &mut |row| {
+            catalog.scan_named::<TorrentError>(0..catalog.rows(), &mut |row, name| {
                 if row.kind() == Kind::Directory
                     || large == (row.kind() == Kind::Symlink || layout.is_small(row.size()))
                 {
@@ -71,9 +71,8 @@ impl Outline {
                 if large {
                     writer.pad()?;
                 }
-                let name = catalog.name(row)?;
                 let parent = paths.of(row.parent())?;
-                let path: Vec<&[u8]> = parent.iter().chain([&name]).map(|part| &part[..]).collect();
+                let path: Vec<&[u8]> = parent.iter().map(|part| &part[..]).chain([name]).collect();
                 if row.kind() == Kind::Symlink {
                     let target = link_target(catalog, row, parent)?;
                     writer.file("l", 0, &path, Some(&target))

@@ -40,6 +40,7 @@ mod store;
 mod store_model;
 mod store_speed;
 mod swarm;
+mod tar;
 mod torrent;
 mod torrent_publish;
 mod trackers;

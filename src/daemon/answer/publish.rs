@@ -28,8 +28,8 @@ impl Home {
         descriptors: Vec<OwnedFd>,
         replies: &Replies,
     ) -> Result<Prepared, Failure> {
-        let directory = descriptors.into_iter().next();
-        let directory = directory.ok_or_else(|| {
+        let came = descriptors.into_iter().next();
+        let came = came.ok_or_else(|| {
             Failure::new(FailureKind::Usage, "no directory came with the request")
         })?;
         let registry = self.registry_for(options.registry.as_deref())?;
@@ -38,6 +38,15 @@ impl Home {
         let trust = self.updater.policy();
         let publisher = &self.publisher;
         let work = async {
+            // Held until everything of it is stored.
+            let mut unpacked = None;
+            let directory = if options.tar {
+                let tree = publisher.unpack(came, Arc::clone(&progress)).await;
+                let tree = tree.map_err(|error| publish_failure(&error))?;
+                unpacked.insert(tree).directory().map_err(Failure::failed)?
+            } else {
+                came
+            };
             if options.dry_run {
                 let done = publisher
                     .dry_run(directory, wanted, registry, trust, Arc::clone(&progress))
@@ -211,6 +220,7 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
             .map_err(|error| usage(error.to_string()))?;
     }
     wanted.rehash = options.rehash;
+    wanted.passing = options.tar;
     wanted.preserve = options.preserve;
     wanted.mtime = options.mtime;
     wanted.latest = match options.latest {

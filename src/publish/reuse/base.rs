@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::disk::Stat;
-use super::record::{KnownPieces, Record, RecordError};
+use super::record::{Entry, KnownPieces, Record, RecordError};
 use crate::catalog::{Catalog, CatalogError, Kind, Row, Writer};
 use crate::manifest::CatalogBlocks;
 use crate::store::Store;
@@ -17,6 +17,9 @@ const INODES_MAX: usize = 4 << 20;
 
 /// How many rows with one inode are looked at: hard links, and equal numbers on several devices.
 const ROWS_PER_INODE_MAX: usize = 16;
+
+/// How many neighbouring rows are read at once: a tree is looked for in its own order.
+const ROWS_AT_ONCE: u32 = 64;
 
 /// How many digests are copied at once.
 const DIGESTS_AT_ONCE: u64 = 1024;
@@ -49,40 +52,23 @@ impl Base {
         }
     }
 
-    /// Returns the row of the last version that has the content of a file on disk.
-    pub(super) fn find(&self, stat: &Stat) -> Result<Option<Row>, CatalogError> {
-        let start = self
-            .inodes
-            .partition_point(|(inode, _)| *inode < stat.inode);
-        let same = self.inodes[start..].iter();
-        let same = same.take_while(|(inode, _)| *inode == stat.inode);
-        for (_, number) in same.take(ROWS_PER_INODE_MAX) {
-            let entry = self.record.entry(*number)?;
-            if entry.is_some_and(|entry| entry.proves(stat)) {
-                let row = self.catalog.row(*number)?;
-                if row.kind() == Kind::File && row.size() == stat.size {
-                    return Ok(Some(row));
-                }
-            }
+    /// Returns what finds files.
+    pub(super) fn finder(&self) -> Finder<'_> {
+        Finder {
+            base: self,
+            first: 0,
+            rows: Vec::new(),
         }
-        Ok(None)
     }
 
-    /// Returns a row.
-    pub(crate) fn row(&self, number: u32) -> Result<Row, CatalogError> {
-        self.catalog.row(number)
-    }
-
-    /// Gives the id and the digests of the file in row `from` to `row` of a new catalog.
+    /// Gives the id and the digests of a file of more than one block to `row` of a new catalog.
     pub(crate) fn hand_over(
         &self,
-        from: &Row,
+        from: u32,
         catalog: &Writer,
         row: u32,
     ) -> Result<(), CatalogError> {
-        if from.blocks() <= 1 {
-            return Ok(catalog.set_id(row, from.id())?);
-        }
+        let from = &self.catalog.row(from)?;
         let mut next = 0;
         while next < from.blocks() {
             let end = (next + DIGESTS_AT_ONCE).min(from.blocks());
@@ -127,6 +113,50 @@ impl Base {
         let fits = layout.piece_bytes() == known.piece_bytes
             && layout.piece_count() == known.hashes.len() as u64;
         Ok(fits.then_some((layout, known)))
+    }
+}
+
+/// Finds files of the last version, best in the order of its rows.
+pub(super) struct Finder<'a> {
+    base: &'a Base,
+    /// Some neighbouring rows, and what their files were on disk.
+    first: u32,
+    rows: Vec<(Row, Option<Entry>)>,
+}
+
+impl Finder<'_> {
+    /// Returns the row that has the content of a file on disk.
+    pub(super) fn find(&mut self, stat: &Stat) -> Result<Option<Row>, CatalogError> {
+        let inodes = &self.base.inodes;
+        let start = inodes.partition_point(|(inode, _)| *inode < stat.inode);
+        let same = inodes[start..].iter();
+        let same = same.take_while(|(inode, _)| *inode == stat.inode);
+        for (_, number) in same.take(ROWS_PER_INODE_MAX) {
+            if let Some((row, Some(entry))) = self.row(*number)?
+                && entry.proves(stat)
+                && row.kind() == Kind::File
+                && row.size() == stat.size
+            {
+                return Ok(Some(*row));
+            }
+        }
+        Ok(None)
+    }
+
+    fn row(&mut self, number: u32) -> Result<Option<&(Row, Option<Entry>)>, CatalogError> {
+        let here = |first: u32| usize::try_from(number.checked_sub(first)?).ok();
+        if here(self.first).is_none_or(|index| index >= self.rows.len()) {
+            let (record, catalog) = (&self.base.record, &self.base.catalog);
+            self.first = number / ROWS_AT_ONCE * ROWS_AT_ONCE;
+            let end = self.first.saturating_add(ROWS_AT_ONCE).min(record.rows);
+            let mut entries = record.entries(self.first..end)?.into_iter();
+            self.rows.clear();
+            catalog.scan::<CatalogError>(self.first..end, &mut |row| {
+                self.rows.push((*row, entries.next().flatten()));
+                Ok(())
+            })?;
+        }
+        Ok(here(self.first).and_then(|index| self.rows.get(index)))
     }
 }
 

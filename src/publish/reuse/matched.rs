@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::PublishError;
 use super::super::sink::Sink;
-use super::super::spool::{SpoolReader, SpoolWriter};
+use super::super::spool::{KnownFile, SpoolReader, SpoolWriter};
 use super::Base;
 use super::record::{Entry, KnownPieces, NewRecord, RecordWriter};
 use crate::catalog::CatalogError;
@@ -35,6 +35,7 @@ pub(crate) fn match_up(
 ) -> Result<Matched, PublishError> {
     let mut record = records.map(RecordWriter::new).transpose()?;
     let mut out = base.map(|_| SpoolWriter::new(temporary)).transpose()?;
+    let mut finder = base.map(Base::finder);
     let (mut pairs, mut dense) = (Vec::new(), 0_u64);
     while let Some(directory) = spool.directory()? {
         if let Some(out) = &mut out {
@@ -47,14 +48,17 @@ pub(crate) fn match_up(
             {
                 record.set(file.row, &entry)?;
             }
-            let (Some(base), Some(out)) = (base, &mut out) else {
+            let (Some(finder), Some(out)) = (&mut finder, &mut out) else {
                 continue;
             };
-            if let Some(row) = base.find(&file.stat)? {
+            if let Some(row) = finder.find(&file.stat)? {
                 // Pieces know it also when it has to be stored again.
                 pairs.push((file.row, row.number()));
                 if sink.has(&row.file())? {
-                    file.known = Some(row.number());
+                    file.known = Some(KnownFile {
+                        row: row.number(),
+                        id: row.id(),
+                    });
                     dense = dense.saturating_add(file.stat.dense());
                 }
             }

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -221,15 +222,14 @@ impl Record {
         }))
     }
 
-    /// Returns what is known of the file in a row.
-    pub(super) fn entry(&self, row: u32) -> io::Result<Option<Entry>> {
-        if row >= self.rows {
-            return Ok(None);
-        }
-        let mut bytes = [0; ENTRY_BYTES as usize];
-        let at = MAGIC.len() as u64 + ENTRY_BYTES * u64::from(row);
-        self.file.read_exact_at(&mut bytes, at)?;
-        Ok(Entry::decode(&bytes))
+    /// Returns what is known of the files in some rows; the caller bounds them, and those there are do.
+    pub(super) fn entries(&self, rows: Range<u32>) -> io::Result<Vec<Option<Entry>>> {
+        let end = rows.end.min(self.rows);
+        let count = end.saturating_sub(rows.start);
+        let mut bytes = vec![[0; ENTRY_BYTES as usize]; count as usize];
+        let at = MAGIC.len() as u64 + ENTRY_BYTES * u64::from(rows.start);
+        self.file.read_exact_at(bytes.as_flattened_mut(), at)?;
+        Ok(bytes.iter().map(Entry::decode).collect())
     }
 
     /// Visits what is known of every file, by row.
@@ -411,8 +411,9 @@ mod tests {
         assert_eq!(record.catalog.blocks, [Digest::EMPTY]);
         assert_eq!(record.pieces, Some(pieces()));
         let entry = Entry::new(&stat(), BEGAN).unwrap();
-        let found: Vec<_> = (0..5).map(|row| record.entry(row).unwrap()).collect();
-        assert_eq!(found, [None, None, Some(entry), None, None]);
+        assert_eq!(record.entries(1..4).unwrap(), [None, Some(entry), None]);
+        assert_eq!(record.entries(2..9).unwrap(), [Some(entry), None]);
+        assert_eq!(record.entries(7..9).unwrap(), []);
         let mut visited = Vec::new();
         record
             .each(&mut |row, entry| visited.push((row, entry)))

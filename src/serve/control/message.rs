@@ -187,6 +187,9 @@ pub struct PublishOptions {
     pub registry: Option<String>,
     /// Walk and hash, store nothing.
     pub dry_run: bool,
+    /// The descriptor is not the directory's but that of a tar stream.
+    #[serde(default)]
+    pub tar: bool,
     /// Read every file, also those that the last version has.
     #[serde(default)]
     pub rehash: bool,
