@@ -11,8 +11,8 @@ use super::session::Session;
 use super::{Context, Error, target};
 use crate::manifest::{Envelope, Signed};
 use crate::serve::control::{
-    Client, EntryItem, Event, Failure, FailureKind, Inspection, PackageItem, PeerStatus, Reply,
-    Request, Status, TorrentStatus, Why,
+    Client, DropItem, DropStatus, EntryItem, Event, Failure, FailureKind, Inspection, PackageItem,
+    PeerStatus, Reply, Request, Status, TorrentStatus, Why,
 };
 
 /// Peers of a source that are shown to people.
@@ -61,6 +61,9 @@ fn show_status(status: &Status) -> std::io::Result<()> {
     if let Some(torrent) = &status.torrent {
         show_seeds(torrent)?;
     }
+    if let Some(publish) = &status.publish {
+        show_drops(publish)?;
+    }
     output::line(&format!(
         "packages    {} with {} versions, {} installed",
         status.packages, status.versions, status.installed
@@ -103,6 +106,36 @@ fn show_status(status: &Status) -> std::io::Result<()> {
     }
     for problem in &status.problems {
         output::line(&format!("problem     {problem}"))?;
+    }
+    Ok(())
+}
+
+/// Entries of the drop directory shown one by one; `--json` has all.
+const DROPS_SHOWN: usize = 20;
+
+fn show_drops(publish: &DropStatus) -> std::io::Result<()> {
+    let settle = match publish.settle_seconds {
+        0 => "only when committed".to_owned(),
+        seconds => format!("after {seconds} s of quiet, or when committed"),
+    };
+    output::line(&format!(
+        "publish     {}: {}, {settle}",
+        publish.directory.display(),
+        publish.names.join(", ")
+    ))?;
+    // What somebody has to do something about comes first.
+    let mut entries: Vec<_> = publish.entries.iter().collect();
+    let done = |item: &DropItem| matches!(item.state.as_str(), "published" | "unchanged");
+    entries.sort_by_key(|item| (item.state != "refused", done(item)));
+    for item in entries.iter().take(DROPS_SHOWN) {
+        let more = item.lines.first().filter(|_| !done(item));
+        let more = more
+            .map(|line| format!(": {}", line.trim_start_matches("- ")))
+            .unwrap_or_default();
+        output::line(&format!("            {} {}{more}", item.entry, item.state))?;
+    }
+    if let Some(more @ 1..) = entries.len().checked_sub(DROPS_SHOWN) {
+        output::line(&format!("            and {more} more"))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rustix::fs::{Mode, OFlags};
 
+use super::commit::commit;
 use super::diff;
 use super::mirror::Mirror;
 use super::output::{self, bytes};
@@ -28,12 +29,18 @@ pub(super) struct Publish {
     /// Publishes the tree of a tar stream on the standard input.
     #[arg(long, conflicts_with = "directory")]
     from_stdin: bool,
+    /// The directory lies in the daemon's drop directory, and is complete: the daemon publishes it with its own key.
+    #[arg(long, conflicts_with_all = [
+        "from_stdin", "name", "version", "keys", "gateways", "registry", "to", "http", "trackers", "dry_run", "rehash", "preserve", "mtime",
+        "allow", "latest", "no_latest", "description", "license", "homepage", "keywords", "publisher",
+    ])]
+    commit: bool,
     /// The package: name, or scope/name.
-    #[arg(long)]
-    name: String,
+    #[arg(long, required_unless_present = "commit")]
+    name: Option<String>,
     /// The version, as semver has it.
-    #[arg(long)]
-    version: String,
+    #[arg(long, required_unless_present = "commit")]
+    version: Option<String>,
     /// A key to sign with: a file, or a name in keys/; several times for several.
     #[arg(long = "key", value_name = "KEY", default_value = "default")]
     keys: Vec<String>,
@@ -100,9 +107,16 @@ impl Publish {
             None => source_date_epoch()?,
             some => some,
         };
+        if self.commit {
+            return commit(context, &self.directory.unwrap_or_default(), self.json);
+        }
+        let (name, version) = (
+            self.name.unwrap_or_default(),
+            self.version.unwrap_or_default(),
+        );
         let places = self.to.iter().map(|word| provider(word));
         let places = places.collect::<Result<Vec<_>, _>>()?;
-        package_version(&self.name, &self.version)?;
+        package_version(&name, &version)?;
         let keys = if self.dry_run {
             Vec::new()
         } else {
@@ -113,8 +127,8 @@ impl Publish {
             None => stdin()?,
         };
         let options = PublishOptions {
-            name: self.name,
-            version: self.version,
+            name,
+            version,
             directory: self
                 .directory
                 .map(|directory| directory.display().to_string())

@@ -4,6 +4,7 @@
 //! words are errors that name the file and, where one is known, the line.
 
 mod paths;
+mod publish;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -17,6 +18,7 @@ use crate::source::http::check_base;
 use crate::store::Verify;
 
 pub use paths::Paths;
+pub use publish::PublishSection;
 pub use units::{Bytes, Share};
 
 /// Begins every variable that overrides a key: `MANIFS_<SECTION>_<KEY>`.
@@ -103,6 +105,8 @@ pub struct Config {
     pub net: NetSection,
     /// `[registry]`
     pub registry: RegistrySection,
+    /// `[publish]`: absent means that nothing is signed unattended.
+    pub publish: Option<PublishSection>,
 }
 
 /// `[store]`
@@ -329,6 +333,9 @@ impl Config {
         self.store.path.iter_mut().for_each(anchored);
         self.sources.local.iter_mut().for_each(anchored);
         self.net.ca.iter_mut().for_each(anchored);
+        if let Some(publish) = &mut self.publish {
+            publish.anchor(anchored);
+        }
         for word in self.net.auth.values_mut() {
             if let Some(file) = word.strip_prefix(BEARER_FILE) {
                 let mut path = PathBuf::from(file);
@@ -376,6 +383,9 @@ impl Config {
         {
             return invalid("[torrent] announce_port: 0 is no port");
         }
+        if let Some(publish) = &self.publish {
+            publish.check().or_else(|message| invalid(&message))?;
+        }
         for (host, word) in &self.net.auth {
             if !word.starts_with(BEARER_FILE) {
                 return invalid(&format!("[net.auth] {host}: expected bearer-file:PATH"));
@@ -412,7 +422,7 @@ fn known_variable(name: &str) -> Option<(String, String)> {
     let (section, key) = name.strip_prefix(PREFIX)?.split_once('_')?;
     let section = section.to_ascii_lowercase();
     let sections = [
-        "store", "mount", "fetch", "sources", "gateway", "torrent", "net", "registry",
+        "store", "mount", "fetch", "sources", "gateway", "torrent", "net", "registry", "publish",
     ];
     sections
         .contains(&section.as_str())

@@ -19,6 +19,8 @@ pub struct Paths {
     pub state: PathBuf,
     /// The default registry.
     pub registry: PathBuf,
+    /// The drop directory, where one is configured.
+    pub publish: PathBuf,
     /// Blocks; disposable.
     pub store: PathBuf,
     /// Socket and mount records.
@@ -36,6 +38,7 @@ impl Paths {
             keys: config.join("keys"),
             state: lib.join("state"),
             registry: lib.join("registry"),
+            publish: lib.join("publish"),
             store: PathBuf::from("/var/cache/manifs/store"),
             run: PathBuf::from("/run/manifs"),
         }
@@ -62,6 +65,7 @@ impl Paths {
             keys: home.join("keys"),
             state: home.join("state"),
             registry: home.join("registry"),
+            publish: home.join("publish"),
             store: home.join("store"),
             run: home.join("run"),
         }
@@ -93,6 +97,7 @@ impl Paths {
             keys: config.join("keys"),
             state: state.join("state"),
             registry: base("XDG_DATA_HOME", ".local/share")?.join("registry"),
+            publish: base("XDG_DATA_HOME", ".local/share")?.join("publish"),
             store: base("XDG_CACHE_HOME", ".cache")?.join("store"),
             run,
         })

@@ -5,6 +5,7 @@
 //! thing, whoever does it.
 
 mod answer;
+mod drop;
 mod follow;
 mod mounts;
 mod network;
@@ -221,6 +222,7 @@ impl Home {
     pub async fn reload(self: &Arc<Self>) -> Result<(), Failure> {
         let config = Config::load(&self.paths.config).map_err(|error| config_failure(&error))?;
         let policy = load_policy(&self.paths)?;
+        let settings = drop::settings(&self.paths, config.publish.as_ref()).await?;
         self.config.store(Arc::new(config));
         self.updater.set_policy(policy);
         self.apply_install();
@@ -232,6 +234,9 @@ impl Home {
         }
         if let Some(seeding) = self.serving.seeding.load_full() {
             seeding.reload(&self.config.load());
+        }
+        if let (Some(dropping), Some(settings)) = (self.serving.dropping.load_full(), settings) {
+            dropping.reload(settings);
         }
         self.updater.restore().await.map_err(Failure::failed)?;
         self.apply_hints();

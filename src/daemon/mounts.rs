@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Home;
-use crate::fs::{Fs, Owner};
+use crate::fs::{Door, Fs, Owner};
 use crate::fuse::Mounted;
 use crate::fuse::mounting::{MountError, MountOptions};
 use crate::serve::control::{self, Failure, FailureKind, MountRequest};
@@ -76,6 +76,11 @@ impl Home {
             Arc::clone(&self.store),
             self.fetcher.clone(),
             owner,
+            self.serving
+                .dropping
+                .load()
+                .as_ref()
+                .map(|dropping| Door::new(dropping.path())),
         );
         let (point, runtime) = (mountpoint.to_path_buf(), self.runtime.clone());
         let mount = move || {

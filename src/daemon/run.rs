@@ -31,6 +31,7 @@ pub async fn run(
     home.serving.set_ends_with_last_mount(ends_with_last_mount);
     home.start_serving().await?;
     home.resume_publications().await;
+    home.start_dropping().await?;
     tracing::info!(pid = std::process::id(), "running");
     ready();
     tokio::pin!(shutdown);

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Home;
+use super::drop::Dropping;
 use super::seeding::Seeding;
 use crate::net::{self, Rate};
 use crate::serve::control::{self, Failure, Handler};
@@ -22,6 +23,7 @@ pub(super) struct Serving {
     gateway: Mutex<Option<SocketAddr>>,
     share: Mutex<Option<Arc<Share>>>,
     pub(super) seeding: ArcSwapOption<Seeding>,
+    pub(super) dropping: ArcSwapOption<Dropping>,
     /// The client as the configuration wants it now, for who announces.
     pub(super) client: Arc<ArcSwap<net::Client>>,
 }
@@ -35,6 +37,7 @@ impl Default for Serving {
             gateway: Mutex::default(),
             share: Mutex::default(),
             seeding: ArcSwapOption::empty(),
+            dropping: ArcSwapOption::empty(),
             client: Arc::new(ArcSwap::from_pointee(client)),
         }
     }

@@ -11,11 +11,16 @@ pub struct Ino(u64);
 
 const LATEST: u64 = 1 << 63;
 
+/// The link to the drop directory: of the links, the one in slot 0, where no version is.
+const DOOR: u64 = LATEST | 1;
+
 /// What an inode number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The root of the mount.
     Root,
+    /// The link `publish`, which leads to the drop directory.
+    Door,
     /// A scope or a package name, by its durable number.
     Name(u32),
     /// The `latest` link that points at the version in this slot.
@@ -35,6 +40,9 @@ pub enum Place {
 impl Ino {
     /// The root of the mount, as FUSE has it.
     pub const ROOT: Ino = Ino(1);
+
+    /// The link `publish` in the root.
+    pub const DOOR: Ino = Ino(DOOR);
 
     /// Takes a number that the kernel sent.
     pub const fn from_kernel(number: u64) -> Self {
@@ -69,6 +77,7 @@ impl Ino {
         )]
         let (slot, low) = (((self.0 & !LATEST) >> 32) as u32, self.0 as u32);
         match (self.0 & LATEST != 0, slot, low) {
+            (true, 0, 1) => Place::Door,
             (true, slot, _) => Place::Latest { slot },
             (false, 0, 1) => Place::Root,
             (false, 0, number) => Place::Name(number),
@@ -96,6 +105,7 @@ mod tests {
         let (slot, row) = ((1 << 31) - 1, u32::MAX);
         assert_eq!(Ino::row(slot, row).place(), Place::Row { slot, row });
         assert_eq!(Ino::latest(slot).place(), Place::Latest { slot });
+        assert_eq!(Ino::DOOR.place(), Place::Door);
         assert_ne!(Ino::latest(7), Ino::latest(8));
     }
 }

@@ -8,6 +8,7 @@
 //! is told through [`Fs::changes`].
 
 mod attributes;
+mod door;
 mod ino;
 mod read;
 mod xattr;
@@ -27,6 +28,7 @@ use crate::store::Store;
 
 pub use crate::install::Change;
 pub use attributes::Attributes;
+pub use door::Door;
 pub use ino::{Ino, Place};
 pub use read::{ReadHere, Turns};
 
@@ -142,16 +144,19 @@ pub struct Fs {
     streams: Streams,
     walks: DirectoryWalk,
     owner: Owner,
+    door: Option<Door>,
 }
 
 impl Fs {
-    /// Makes the file system of a mount over a home's listing, store and fetcher.
+    /// Makes the file system of a mount over a home's listing, store and fetcher; with a `door`, its root has the link
+    /// `publish`, a name that no package has.
     pub fn new(
         listing: Arc<Listing>,
         installer: Arc<Installer>,
         store: Arc<Store>,
         fetcher: Fetcher,
         owner: Owner,
+        door: Option<Door>,
     ) -> Self {
         Fs {
             listing,
@@ -161,6 +166,7 @@ impl Fs {
             streams: Streams::default(),
             walks: DirectoryWalk::default(),
             owner,
+            door,
         }
     }
 
@@ -194,6 +200,9 @@ impl Fs {
             _ => {}
         }
         match parent.place() {
+            Place::Root if name == door::NAME.as_bytes() && self.door.is_some() => {
+                self.attributes(Ino::DOOR)
+            }
             Place::Root | Place::Name(_) => {
                 let names = self.listing.names();
                 let found = directory(&names, parent)?.child(name);
@@ -203,7 +212,7 @@ impl Fs {
                     })
                     .map(|child| attributes::of_child(&names, child))
             }
-            Place::Latest { .. } => Err(FsError::NotADirectory),
+            Place::Door | Place::Latest { .. } => Err(FsError::NotADirectory),
             Place::Row { slot, row } => {
                 let version = self.living(slot)?;
                 let tree = self.tree(&version)?;
@@ -232,6 +241,7 @@ impl Fs {
                 let names = self.listing.names();
                 Ok(attributes::of_directory(directory(&names, ino)?))
             }
+            Place::Door => self.door().map(Door::attributes),
             Place::Latest { slot } => Ok(attributes::of_latest(&*self.living(slot)?)),
             Place::Row { slot, row: 0 } => Ok(attributes::of_version(&*self.living(slot)?)),
             Place::Row { slot, row } => {
@@ -288,12 +298,13 @@ impl Fs {
                         name: name.as_bytes(),
                         attributes: &attributes,
                     }) {
-                        break;
+                        return Ok(());
                     }
                 }
+                self.list_door(ino, children.len() as u64, from, visit);
                 Ok(())
             }
-            Place::Latest { .. } => Err(FsError::NotADirectory),
+            Place::Door | Place::Latest { .. } => Err(FsError::NotADirectory),
             Place::Row { slot, row } => {
                 let version = self.living(slot)?;
                 let tree = self.tree(&version)?;
@@ -353,6 +364,7 @@ impl Fs {
     /// [`FsError::LinkLeaves`] for a target outside the version, unless the package's trust rule says `links = "any"`.
     pub fn link(&self, ino: Ino) -> Attempt<Vec<u8>> {
         match ino.place() {
+            Place::Door => self.door().map(|door| door.target().to_vec()),
             Place::Latest { slot } => Ok(self
                 .living(slot)?
                 .package()
@@ -438,7 +450,7 @@ impl Fs {
 
     fn parent(&self, ino: Ino) -> Attempt<Ino> {
         match ino.place() {
-            Place::Root => Ok(Ino::ROOT),
+            Place::Root | Place::Door => Ok(Ino::ROOT),
             Place::Name(_) => {
                 let names = self.listing.names();
                 Ok(Ino::name(directory(&names, ino)?.parent()))
@@ -488,7 +500,9 @@ fn directory(names: &Names, ino: Ino) -> Attempt<&Directory> {
     let id = match ino.place() {
         Place::Root => ROOT,
         Place::Name(number) => number,
-        Place::Latest { .. } | Place::Row { .. } => return Err(FsError::NotADirectory),
+        Place::Door | Place::Latest { .. } | Place::Row { .. } => {
+            return Err(FsError::NotADirectory);
+        }
     };
     names.directory(id).ok_or(FsError::Stale)
 }

@@ -15,7 +15,7 @@ impl Fs {
     pub fn attribute(&self, ino: Ino, name: &[u8]) -> Attempt<Vec<u8>> {
         let (slot, number) = match ino.place() {
             Place::Row { slot, row } => (slot, row),
-            Place::Root | Place::Name(_) | Place::Latest { .. } => {
+            Place::Root | Place::Door | Place::Name(_) | Place::Latest { .. } => {
                 return Err(FsError::NoAttribute);
             }
         };

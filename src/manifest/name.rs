@@ -133,6 +133,11 @@ impl Version {
         &self.text
     }
 
+    /// Returns major, minor and patch.
+    pub fn numbers(&self) -> [u64; 3] {
+        [self.parsed.major, self.parsed.minor, self.parsed.patch]
+    }
+
     /// Returns whether it is a pre-release, which `latest` never follows by itself.
     pub fn is_prerelease(&self) -> bool {
         !self.parsed.pre.is_empty()

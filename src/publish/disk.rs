@@ -198,6 +198,12 @@ pub(crate) fn open_file(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Ow
     Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
 }
 
+/// Opens a directory of an open directory.
+pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+}
+
 /// Returns what an open file is now.
 pub(crate) fn stat(file: impl AsFd) -> io::Result<Stat> {
     let found = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, MASK)?;

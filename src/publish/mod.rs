@@ -16,6 +16,7 @@ mod change;
 mod change_tests;
 mod disk;
 mod draft;
+pub mod drop;
 mod error;
 mod finish;
 mod ingest;

@@ -79,6 +79,7 @@ impl Home {
     pub(super) fn status(&self) -> Status {
         let usage = self.store.usage();
         let seeding = self.serving.seeding.load_full();
+        let dropping = self.serving.dropping.load_full();
         let report = self.fetcher.report();
         let all = self.listing.all();
         let versions = || all.iter().flat_map(|(_, versions, _)| versions);
@@ -95,9 +96,11 @@ impl Home {
                 .serving
                 .gateway()
                 .map(|address| format!("http://{address}")),
+            publish: dropping.as_ref().map(|dropping| dropping.status()),
             torrent: seeding.as_ref().map(|seeding| seeding.status()),
             problems: {
                 let mut problems = self.notes.lock().clone();
+                problems.extend(dropping.iter().flat_map(|dropping| dropping.problems()));
                 problems.extend(seeding.iter().flat_map(|seeding| seeding.problems()));
                 problems
             },

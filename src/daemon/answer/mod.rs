@@ -80,6 +80,7 @@ impl Home {
                 home.abandon(&job)?;
                 Ok(Value::Null)
             }
+            Request::PublishCommit { entry } => value(home.commit(&entry, replies).await?),
             Request::Mount {
                 mountpoint,
                 options,

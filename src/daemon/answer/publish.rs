@@ -138,11 +138,7 @@ impl Home {
                 return Ok(control::Finished::Again(Box::new(again)));
             }
         };
-        // Seen in the mounts of this home at once, by the way that everything takes.
-        self.read_registries().await;
-        if let Some(seeding) = self.serving.seeding.load_full() {
-            seeding.look_again();
-        }
+        self.show_publication().await;
         Ok(control::Finished::Done(Published {
             latest: self
                 .listing
@@ -157,6 +153,14 @@ impl Home {
                 .unwrap_or_default(),
             registry: outcome.registry,
         }))
+    }
+
+    /// Has what was published seen in the mounts of this home at once, by the way that everything takes.
+    pub(in crate::daemon) async fn show_publication(self: &Arc<Self>) {
+        self.read_registries().await;
+        if let Some(seeding) = self.serving.seeding.load_full() {
+            seeding.look_again();
+        }
     }
 
     /// Sends a version that waits to be signed, as a mirror has it.

@@ -131,6 +131,11 @@ pub enum Request {
         /// The job.
         job: String,
     },
+    /// [`Committed`]: publishes an entry of the drop directory, and waits until that has succeeded or failed.
+    PublishCommit {
+        /// Its name, or an absolute path.
+        entry: PathBuf,
+    },
     /// [`Mounted`]
     Mount {
         /// An absolute path.
@@ -318,6 +323,9 @@ pub struct Status {
     /// What it seeds; none: nothing.
     #[serde(default)]
     pub torrent: Option<TorrentStatus>,
+    /// What is published from the drop directory; none: nothing is.
+    #[serde(default)]
+    pub publish: Option<DropStatus>,
     /// What keeps it from doing all it should.
     pub problems: Vec<String>,
     /// Packages, and their versions.
@@ -336,6 +344,53 @@ pub struct Status {
     pub sources: Vec<SourceStatus>,
     /// Each registry.
     pub registries: Vec<RegistryItem>,
+}
+
+/// How the drop directory stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropStatus {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Patterns of packages that are signed.
+    pub names: Vec<String>,
+    /// How long a directory has to be quiet, in seconds; 0: it is never published for that.
+    pub settle_seconds: u64,
+    /// Its entries, and the last versions published from it.
+    pub entries: Vec<DropItem>,
+}
+
+/// How an entry of the drop directory stands.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropItem {
+    /// Its name.
+    pub entry: String,
+    /// `arriving`, `committed`, `publishing`, `waiting`, `published`, `unchanged` or `refused`.
+    pub state: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// What its status says besides.
+    pub lines: Vec<String>,
+}
+
+/// An entry of the drop directory that is a version.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Committed {
+    /// Name and version.
+    pub package: String,
+    /// The manifest's id.
+    pub manifest: String,
+    /// The CID of the root.
+    pub root: String,
+    /// Where it was announced.
+    pub registry: String,
+    /// The version was there with the same content.
+    pub unchanged: bool,
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
 }
 
 /// What is given to BitTorrent programs.

@@ -1,0 +1,527 @@
+//! The drop directory of a daemon: watches it, publishes what is committed, a few entries at a time, and tells how it
+//! stands.
+//!
+//! What an entry is and when it is committed is decided in [`crate::publish::drop`]; here are the events, the clock, the
+//! key and the tasks. An event may be lost: everything is looked at again from time to time.
+
+mod commit;
+mod settings;
+mod watch;
+mod work;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+
+use super::Home;
+use crate::config::PublishSection;
+use crate::durable;
+use crate::manifest::Timestamp;
+use crate::publish::Progress;
+use crate::publish::drop::{
+    Board, DropDirectory, Ending, Fingerprint, Found, Key, NameTrouble, Phase, Report, Seen, Word,
+};
+use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
+
+use settings::{Settings, drop_failure};
+use watch::{Heard, Watch};
+
+/// How often the directory is looked at though nothing was heard of it.
+const SCAN_EVERY: Duration = Duration::from_secs(10);
+
+/// How long to wait after an event, so that one look sees several.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How many entries are published at a time; each keeps all cores busy where it can.
+const PUBLISHES_MAX: usize = 4;
+
+/// How many entries are looked at at a time.
+const LOOKS_MAX: usize = 2;
+
+/// The most entries that are remembered as done, and that a status shows.
+const REMEMBERED_MAX: usize = 10_000;
+const SHOWN_MAX: usize = 1000;
+
+/// Where it is written down which entries are done.
+const REMEMBERED: &str = "dropped.json";
+
+/// How a publish that somebody waits for ended.
+type Answer = Result<Committed, Failure>;
+
+/// A drop directory at work.
+pub(super) struct Dropping {
+    place: Arc<DropDirectory>,
+    /// As events name it.
+    real: PathBuf,
+    settings: ArcSwap<Settings>,
+    board: Mutex<Board>,
+    heard: Arc<Heard>,
+    /// Somebody has changed the board.
+    changed: Notify,
+    /// The directory was looked at.
+    scanned: Notify,
+    under_way: Mutex<HashMap<Key, Arc<Progress>>>,
+    told: Mutex<BTreeMap<Key, Told>>,
+    waiting: Mutex<HashMap<Key, Vec<oneshot::Sender<Answer>>>>,
+    /// What keeps the directory as a whole from being used.
+    problem: Mutex<Option<String>>,
+    remembered: Mutex<BTreeMap<String, Fingerprint>>,
+    remembered_path: PathBuf,
+}
+
+/// What an entry's status says.
+#[derive(Clone)]
+struct Told {
+    report: Report,
+    at: Timestamp,
+}
+
+/// What a task did.
+enum Done {
+    Worked(Key, Ending),
+    Looked(Key, Option<Phase>),
+}
+
+/// Reads what a section says again.
+///
+/// # Errors
+/// [`Failure`], when the key cannot be read.
+pub(super) async fn settings(
+    paths: &crate::config::Paths,
+    section: Option<&PublishSection>,
+) -> Result<Option<Settings>, Failure> {
+    let Some(section) = section.cloned() else {
+        return Ok(None);
+    };
+    let paths = paths.clone();
+    let read = tokio::task::spawn_blocking(move || Settings::new(&paths, &section));
+    read.await.map_err(Failure::failed)?.map(Some)
+}
+
+impl Home {
+    /// Publishes from the drop directory until the home stops, where that is configured.
+    ///
+    /// # Errors
+    /// [`Failure`]: the key cannot be read, the directory cannot be used.
+    pub(super) async fn start_dropping(self: &Arc<Self>) -> Result<(), Failure> {
+        let config = self.config.load_full();
+        let Some(section) = config.publish.clone() else {
+            return Ok(());
+        };
+        let (paths, journal) = (self.paths.clone(), self.state.journal().to_owned());
+        let state = self.state.dir().to_owned();
+        let made = move || Dropping::new(&paths, &section, &journal, &state);
+        let made = tokio::task::spawn_blocking(made)
+            .await
+            .map_err(Failure::failed)?;
+        let dropping = Arc::new(made?);
+        tracing::info!(directory = %dropping.place.path().display(), "directories dropped here are published");
+        self.serving.dropping.store(Some(Arc::clone(&dropping)));
+        self.tasks.spawn(dropping.run(Arc::clone(self)));
+        Ok(())
+    }
+}
+
+impl Dropping {
+    fn new(
+        paths: &crate::config::Paths,
+        section: &PublishSection,
+        temporary: &Path,
+        state: &Path,
+    ) -> Result<Dropping, Failure> {
+        let settings = Settings::new(paths, section)?;
+        let path = settings::directory(paths, section);
+        let group = settings::group(section).map_err(|error| drop_failure(&error.into()))?;
+        let place =
+            DropDirectory::open(&path, group, temporary).map_err(|error| drop_failure(&error))?;
+        let remembered_path = state.join(REMEMBERED);
+        let remembered = durable::read_json(&remembered_path)
+            .map_err(|error| Failure::failed(format!("{}: {error}", remembered_path.display())))?;
+        Ok(Dropping {
+            real: std::fs::canonicalize(&path).unwrap_or(path),
+            place: Arc::new(place),
+            board: Mutex::new(Board::new(settings.settle)),
+            settings: ArcSwap::from_pointee(settings),
+            heard: Arc::default(),
+            changed: Notify::new(),
+            scanned: Notify::new(),
+            under_way: Mutex::default(),
+            told: Mutex::default(),
+            waiting: Mutex::default(),
+            problem: Mutex::default(),
+            remembered: Mutex::new(remembered.unwrap_or_default()),
+            remembered_path,
+        })
+    }
+
+    /// Returns where the directory is, for the mounts.
+    pub(super) fn path(&self) -> &Path {
+        &self.real
+    }
+
+    async fn run(self: Arc<Self>, home: Arc<Home>) {
+        let mut watch = Watch::new(&self.real, &self.heard);
+        let mut tasks: JoinSet<Done> = JoinSet::new();
+        let mut looking: HashSet<Key> = HashSet::new();
+        let mut working = 0;
+        let mut bad: BTreeMap<Key, NameTrouble> = BTreeMap::new();
+        let mut scan_at = Instant::now();
+        loop {
+            if scan_at <= Instant::now() {
+                let (again, next) = self.scan(watch, &mut bad).await;
+                watch = next;
+                let wait = if again { GATHER } else { SCAN_EVERY };
+                scan_at = Instant::now() + wait;
+                self.scanned.notify_waiters();
+            }
+            let now = Instant::now();
+            let due = self.board.lock().to_look_at(now);
+            for key in due {
+                if looking.len() < LOOKS_MAX && looking.insert(key.clone()) {
+                    let dropping = Arc::clone(&self);
+                    tasks.spawn_blocking(move || dropping.look(key));
+                }
+            }
+            let started = self.board.lock().start(PUBLISHES_MAX - working, now);
+            for key in started {
+                working += 1;
+                let (home, dropping) = (Arc::clone(&home), Arc::clone(&self));
+                tasks.spawn(async move {
+                    let (key, ending) = work::work(home, dropping, key).await;
+                    Done::Worked(key, ending)
+                });
+            }
+            self.tell_queue().await;
+            let wake = self.board.lock().wake_at();
+            // What is looked at already is due until it was; its end wakes us.
+            let wake = wake
+                .filter(|_| looking.len() < LOOKS_MAX && !looking.is_empty() || looking.is_empty());
+            let wake = wake.map_or(scan_at, |wake| wake.max(now + GATHER).min(scan_at));
+            tokio::select! {
+                () = home.stop.cancelled() => break,
+                () = self.heard.happened.notified() => {
+                    tokio::time::sleep(GATHER).await;
+                    scan_at = Instant::now();
+                }
+                () = self.changed.notified() => scan_at = Instant::now(),
+                Some(done) = tasks.join_next() => match done {
+                    Ok(Done::Worked(key, ending)) => {
+                        working -= 1;
+                        self.under_way.lock().remove(&key);
+                        self.board.lock().ended(&key, ending, Instant::now());
+                        scan_at = Instant::now();
+                    }
+                    Ok(Done::Looked(key, phase)) => {
+                        looking.remove(&key);
+                        if phase == Some(Phase::Arriving) {
+                            self.tell(&key, self.arriving()).await;
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "the drop directory"),
+                },
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+        for progress in self.under_way.lock().values() {
+            progress.cancel();
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Looks at what lies in the directory. Returns whether to look again soon.
+    async fn scan(
+        self: &Arc<Self>,
+        mut watch: Watch,
+        bad: &mut BTreeMap<Key, NameTrouble>,
+    ) -> (bool, Watch) {
+        let now = Instant::now();
+        {
+            let mut board = self.board.lock();
+            for key in self.heard.take() {
+                board.moved_in(key, now);
+            }
+        }
+        let dropping = Arc::clone(self);
+        let listed = tokio::task::spawn_blocking(move || {
+            let listed = dropping.place.list();
+            let mut again = false;
+            if let Ok(listed) = &listed {
+                let root = (dropping.real.clone(), listed.inode);
+                let scopes = listed
+                    .scopes
+                    .iter()
+                    .map(|(scope, inode)| (dropping.real.join(scope), *inode));
+                let entries = listed.entries.iter().filter(|found| found.directory);
+                let entries =
+                    entries.map(|found| (dropping.real.join(found.key.path()), found.inode));
+                again = watch.set([root].into_iter().chain(scopes).chain(entries));
+            }
+            (listed, again, watch)
+        });
+        let Ok((listed, again, watch)) = listed.await else {
+            // Only when the process ends.
+            return (false, Watch::new(&self.real, &self.heard));
+        };
+        let listed = match listed {
+            Ok(listed) => {
+                let more = listed
+                    .more
+                    .then(|| "the drop directory holds more than is looked at".to_owned());
+                self.set_problem(more);
+                listed
+            }
+            Err(error) => {
+                self.set_problem(Some(error.to_string()));
+                return (false, watch);
+            }
+        };
+        let mut entries = Vec::new();
+        let mut bad_now = BTreeMap::new();
+        for found in listed.entries {
+            match judge(&found) {
+                Ok(package) => {
+                    let done = found.key.to_string();
+                    let done = self.remembered.lock().get(&done).copied();
+                    let seen = Seen {
+                        inode: found.inode,
+                        mark: found.mark,
+                        moved_in: found.moved_in,
+                        package: Some(package),
+                        done,
+                    };
+                    entries.push((found.key, seen));
+                }
+                // Removed once it is seen to be gone.
+                Err(trouble) => {
+                    bad_now.insert(found.key, trouble);
+                }
+            }
+        }
+        let (new, gone) = self.board.lock().found(entries, now);
+        for key in new {
+            if self.board.lock().phase(&key) == Some(Phase::Arriving) {
+                self.tell(&key, self.arriving()).await;
+            }
+        }
+        for (key, _) in gone {
+            self.forget(&key).await;
+        }
+        for (key, trouble) in &bad_now {
+            if bad.get(key) != Some(trouble) {
+                tracing::warn!(entry = %key, %trouble, "refused in the drop directory");
+                let lines = vec![
+                    format!("- {trouble}"),
+                    format!("  what to do: {}", trouble.hint()),
+                ];
+                self.tell(key, Report::new(Word::Refused, lines)).await;
+            }
+        }
+        for key in bad.keys().filter(|key| !bad_now.contains_key(key)) {
+            self.forget(key).await;
+        }
+        *bad = bad_now;
+        (again, watch)
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        let mut known = self.problem.lock();
+        if *known != problem {
+            if let Some(problem) = &problem {
+                tracing::warn!("{problem}");
+            }
+            *known = problem;
+        }
+    }
+
+    /// Looks at one entry. Blocking.
+    fn look(&self, key: Key) -> Done {
+        let started = Instant::now();
+        let entry = self.place.entry(&key).ok();
+        let fingerprint = entry.as_ref().and_then(|entry| entry.fingerprint().ok());
+        let quiet = fingerprint.is_some_and(|fingerprint| {
+            self.board
+                .lock()
+                .is_quiet(&key, fingerprint, Instant::now())
+        });
+        // Asked last, when everything else says that it is complete.
+        let written = quiet && entry.is_none_or(|entry| entry.writer().ok().flatten().is_some());
+        let now = Instant::now();
+        let took = now - started;
+        tracing::debug!(entry = %key, quiet, written, ?took, "looked at");
+        let phase = self
+            .board
+            .lock()
+            .looked(&key, fingerprint, written, took, now);
+        Done::Looked(key, phase)
+    }
+
+    fn arriving(&self) -> Report {
+        let settle = self.settings.load().settle;
+        let when = if settle.is_zero() {
+            String::new()
+        } else {
+            let settle = crate::manifest::time::format_duration(settle);
+            format!(", or when nothing changes in it for {settle}")
+        };
+        let line = format!(
+            "It is published when you create .publish in it, run `manifs publish --commit` on it, rename it into place{when}."
+        );
+        Report::new(Word::Arriving, vec![line])
+    }
+
+    /// Says of those that wait for their turn that they do.
+    async fn tell_queue(&self) {
+        let queued: Vec<Key> = {
+            let board = self.board.lock();
+            let told = self.told.lock();
+            let said = |key: &Key| {
+                told.get(key)
+                    .is_some_and(|told| told.report.word == Word::Committed)
+            };
+            let committed = board
+                .phases()
+                .filter(|(_, phase)| *phase == Phase::Committed);
+            committed
+                .filter(|(key, _)| !said(key))
+                .map(|(key, _)| key.clone())
+                .collect()
+        };
+        for key in queued {
+            let line = "It is published when those before it are.".to_owned();
+            self.tell(&key, Report::new(Word::Committed, vec![line]))
+                .await;
+        }
+    }
+
+    /// Says how an entry stands; returns whether that is news.
+    async fn tell(&self, key: &Key, report: Report) -> bool {
+        let at = Timestamp::now();
+        let news = {
+            let mut told = self.told.lock();
+            let news = told.get(key).is_none_or(|told| told.report != report);
+            if !news {
+                return false;
+            }
+            told.insert(
+                key.clone(),
+                Told {
+                    report: report.clone(),
+                    at,
+                },
+            );
+            news
+        };
+        let (place, own) = (Arc::clone(&self.place), key.clone());
+        let written =
+            tokio::task::spawn_blocking(move || place.write_status(&own, &report.text(at)));
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(entry = %key, %error, "its status is not written");
+        }
+        news
+    }
+
+    /// Forgets an entry that is gone. What was published keeps its status.
+    async fn forget(self: &Arc<Self>, key: &Key) {
+        let told = self.told.lock().remove(key);
+        if self.remembered.lock().remove(&key.to_string()).is_some() {
+            self.save_remembered().await;
+        }
+        let kept =
+            told.is_none_or(|told| matches!(told.report.word, Word::Published | Word::Unchanged));
+        if !kept {
+            let (place, key) = (Arc::clone(&self.place), key.clone());
+            let _ = tokio::task::spawn_blocking(move || place.remove_status(&key)).await;
+        }
+        let failure = Failure::failed(format!("{key} went away")).hint("drop it again");
+        self.answer(key, &Err(failure));
+    }
+
+    /// Returns the counters of a publish that begins.
+    fn progress(&self, key: &Key) -> Arc<Progress> {
+        let progress = Arc::new(Progress::new());
+        self.under_way
+            .lock()
+            .insert(key.clone(), Arc::clone(&progress));
+        progress
+    }
+
+    /// Writes down that an entry is done as long as it looks like this, also for the next process.
+    async fn remember(self: &Arc<Self>, key: &Key, fingerprint: Fingerprint) {
+        {
+            let mut remembered = self.remembered.lock();
+            if remembered.len() >= REMEMBERED_MAX {
+                return;
+            }
+            remembered.insert(key.to_string(), fingerprint);
+        }
+        self.save_remembered().await;
+    }
+
+    async fn save_remembered(self: &Arc<Self>) {
+        let dropping = Arc::clone(self);
+        let saved = tokio::task::spawn_blocking(move || {
+            // Held while it is written, so that an older one never comes last.
+            let remembered = dropping.remembered.lock();
+            durable::write_json(&dropping.remembered_path, &*remembered)
+        });
+        if let Ok(Err(error)) = saved.await {
+            tracing::warn!(%error, "what is done in the drop directory is looked at again after a restart");
+        }
+    }
+
+    /// Tells those who wait for an entry how it ended.
+    fn answer(&self, key: &Key, answer: &Answer) {
+        for waiting in self.waiting.lock().remove(key).unwrap_or_default() {
+            // Who does not wait any more is not told.
+            let _ = waiting.send(answer.clone());
+        }
+    }
+
+    /// Takes what a configuration that was read again wants; where the directory is stays as it was.
+    pub(super) fn reload(&self, settings: Settings) {
+        self.board.lock().set_settle(settings.settle);
+        self.settings.store(Arc::new(settings));
+        self.changed.notify_one();
+    }
+
+    /// Returns how everything stands.
+    pub(super) fn status(&self) -> DropStatus {
+        let settings = self.settings.load();
+        let under_way = self.under_way.lock().clone();
+        let told = self.told.lock();
+        let item = |(key, told): (&Key, &Told)| DropItem {
+            entry: key.to_string(),
+            state: told.report.word.to_string(),
+            since: told.at.to_string(),
+            lines: match under_way.get(key) {
+                Some(progress) => vec![work::progress_line(progress)],
+                None => told.report.lines.clone(),
+            },
+        };
+        DropStatus {
+            directory: self.place.path().to_owned(),
+            names: settings.names.iter().map(ToString::to_string).collect(),
+            settle_seconds: settings.settle.as_secs(),
+            entries: told.iter().take(SHOWN_MAX).map(item).collect(),
+        }
+    }
+
+    /// Returns what keeps it from working.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.problem.lock().iter().cloned().collect()
+    }
+}
+
+/// Returns the package that an entry wants to be.
+fn judge(found: &Found) -> Result<crate::manifest::PackageName, NameTrouble> {
+    if !found.directory {
+        return Err(NameTrouble::NotADirectory);
+    }
+    Ok(found.key.wanted()?.name)
+}

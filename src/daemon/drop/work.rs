@@ -1,0 +1,503 @@
+//! One entry becomes a version: the way of `publish` by hand, with the key of the configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Dropping;
+use super::settings::Settings;
+use crate::daemon::Home;
+use crate::manifest::{PackageVersion, TrustPolicy};
+use crate::publish::drop::{
+    After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
+    Key, Report, Standing, Wanted, Word, refusal_lines,
+};
+use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Summary};
+use crate::registry::{Registry, RegistryError};
+use crate::serve::control::{Committed, Failure, FailureKind};
+use crate::store::StoreError;
+
+/// How often a status says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a version is chosen anew because somebody took it meanwhile.
+const CHOICES_MAX: u32 = 5;
+
+/// Why an entry is no version now.
+enum Stop {
+    /// Somebody has to do something; lines for people.
+    Refused(Vec<String>),
+    /// It passes by itself; a sentence.
+    Wait(String),
+    /// The daemon ends.
+    Over,
+}
+
+/// An entry that was opened, with what its publisher says.
+struct Opened {
+    entry: Entry,
+    inventory: Inventory,
+    wanted: Wanted,
+    instructions: Instructions,
+    /// What is wrong with it already.
+    refused: Vec<String>,
+}
+
+/// An entry that is a version.
+struct Success {
+    committed: Committed,
+    notes: Vec<String>,
+}
+
+/// Publishes an entry, says how it went, and clears it away.
+pub(super) async fn work(home: Arc<Home>, dropping: Arc<Dropping>, key: Key) -> (Key, Ending) {
+    let settings = dropping.settings.load_full();
+    dropping
+        .tell(&key, Report::new(Word::Publishing, Vec::new()))
+        .await;
+    let mut fingerprint = None;
+    let ending = match attempt(&home, &dropping, &settings, &key, &mut fingerprint).await {
+        Ok((success, opened)) => {
+            let package = success.committed.package.clone();
+            tracing::info!(entry = %key, package, unchanged = success.committed.unchanged, "published from the drop directory");
+            let answer = success.committed.clone();
+            let ending = done(&dropping, &settings, success, opened).await;
+            dropping.answer(&key, &Ok(answer));
+            ending
+        }
+        Err(Stop::Refused(lines)) => {
+            tracing::warn!(entry = %key, reasons = lines.join("; "), "refused in the drop directory");
+            let failure = refused(&key, &lines);
+            dropping.tell(&key, refused_report(&settings, lines)).await;
+            dropping.answer(&key, &Err(failure));
+            if let Some(fingerprint) = fingerprint {
+                dropping.remember(&key, fingerprint).await;
+            }
+            Ending::Done { fingerprint }
+        }
+        Err(Stop::Wait(why)) => {
+            // Once, not with each try.
+            if dropping
+                .tell(&key, Report::new(Word::Waiting, vec![why.clone()]))
+                .await
+            {
+                tracing::warn!(entry = %key, why, "the drop directory waits");
+            }
+            let failure = Failure::failed(format!("{key} is not published yet: {why}"));
+            let hint = "the daemon goes on trying, and says in the status file how it went";
+            dropping.answer(&key, &Err(failure.hint(hint)));
+            Ending::Wait
+        }
+        Err(Stop::Over) => Ending::Wait,
+    };
+    (key, ending)
+}
+
+fn refused(key: &Key, lines: &[String]) -> Failure {
+    let message = format!("{key} is refused: {}", lines.join("; "));
+    Failure::new(FailureKind::Refused, message).hint("change it, and commit it again")
+}
+
+fn refused_report(settings: &Settings, mut lines: Vec<String>) -> Report {
+    lines.push(String::new());
+    lines.push("Nothing was published, and the directory is as it was.".to_owned());
+    let settled = if settings.settle.is_zero() {
+        String::new()
+    } else {
+        format!(
+            "; after a change it is also tried when it was quiet for {}",
+            crate::manifest::time::format_duration(settings.settle)
+        )
+    };
+    lines.push(format!(
+        "It is tried again when its .publish is touched, with `manifs publish --commit`, or when it is renamed into place{settled}."
+    ));
+    Report::new(Word::Refused, lines)
+}
+
+/// Runs what may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Stop> + Send + 'static,
+) -> Result<T, Stop> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or(Err(Stop::Over))
+}
+
+async fn attempt(
+    home: &Arc<Home>,
+    dropping: &Arc<Dropping>,
+    settings: &Arc<Settings>,
+    key: &Key,
+    fingerprint: &mut Option<Fingerprint>,
+) -> Result<(Success, Opened), Stop> {
+    let place = Arc::clone(&dropping.place);
+    let (known, own) = (Arc::clone(settings), key.clone());
+    let opened = blocking(move || open(&place, &known, &own)).await?;
+    *fingerprint = Some(opened.inventory.fingerprint());
+    let registry = home
+        .registry_for(settings.registry.as_ref().and_then(|place| place.to_str()))
+        .map_err(|failure| Stop::Refused(vec![failure.message]))?;
+    let progress = dropping.progress(key);
+    let publishing = publish(home, settings, &opened, registry, &progress);
+    let say = async {
+        let mut every = tokio::time::interval(SAY_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        every.tick().await;
+        loop {
+            every.tick().await;
+            dropping
+                .tell(
+                    key,
+                    Report::new(Word::Publishing, vec![progress_line(&progress)]),
+                )
+                .await;
+        }
+    };
+    let success = tokio::select! {
+        done = publishing => done?,
+        () = say => return Err(Stop::Over),
+        () = home.stop.cancelled() => return Err(Stop::Over),
+    };
+    Ok((success, opened))
+}
+
+/// Says how far a publish is.
+pub(super) fn progress_line(progress: &Progress) -> String {
+    let now = progress.now();
+    let percent = (now.bytes_done.min(now.bytes) * 100)
+        .checked_div(now.bytes)
+        .unwrap_or(0);
+    format!(
+        "{}: {percent} %, {} of {} files",
+        now.step.word(),
+        now.files_done,
+        now.files
+    )
+}
+
+/// Opens an entry, and reads what its publisher says.
+fn open(place: &DropDirectory, settings: &Settings, key: &Key) -> Result<Opened, Stop> {
+    let said = |what: &dyn std::fmt::Display, hint: &str| {
+        vec![format!("- {what}"), format!("  what to do: {hint}")]
+    };
+    let wanted = key
+        .wanted()
+        .map_err(|trouble| Stop::Refused(said(&trouble, trouble.hint())))?;
+    let entry = place.entry(key).map_err(|error| match error {
+        DropError::Gone | DropError::Directory { .. } | DropError::Group(_) => {
+            Stop::Wait(error.to_string())
+        }
+        error => Stop::Refused(said(&error, &error.hint())),
+    })?;
+    let mut refused = Vec::new();
+    if !settings.allows(&wanted.name) {
+        refused.extend(said(
+            &format!(
+                "this daemon does not sign {}: [publish] names has {}",
+                wanted.name,
+                settings.patterns()
+            ),
+            "choose another name, or ask who runs the daemon",
+        ));
+    }
+    let instructions = entry.instructions(&wanted).unwrap_or_else(|errors| {
+        for error in errors {
+            refused.extend(said(&format!("manifs.toml: {error}"), error.hint()));
+        }
+        Instructions::default()
+    });
+    let inventory = place.inventory(&entry).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Stop::Refused(said(
+                &"it changed while it was looked at",
+                "wait until nothing writes to it",
+            ))
+        } else {
+            Stop::Wait(error.to_string())
+        }
+    })?;
+    Ok(Opened {
+        entry,
+        inventory,
+        wanted,
+        instructions,
+        refused,
+    })
+}
+
+async fn publish(
+    home: &Arc<Home>,
+    settings: &Settings,
+    opened: &Opened,
+    registry: Arc<dyn Registry>,
+    progress: &Arc<Progress>,
+) -> Result<Success, Stop> {
+    let named = opened
+        .wanted
+        .version
+        .clone()
+        .or(opened.instructions.version.clone());
+    let name = &opened.wanted.name;
+    for _ in 0..CHOICES_MAX {
+        let trust = home.updater.policy();
+        let standing = match &named {
+            Some(_) => None,
+            None => Some(
+                Standing::of(&home.publisher, name, &registry, &trust)
+                    .await
+                    .map_err(|error| stop(&error, opened))?,
+            ),
+        };
+        let version = match (&named, &standing) {
+            (Some(version), _) => version.clone(),
+            (None, Some(standing)) => standing.next(opened.instructions.bump),
+            (None, None) => return Err(Stop::Over),
+        };
+        let options = options(settings, opened, PackageVersion::new(name.clone(), version));
+        let directory = opened
+            .entry
+            .directory()
+            .map_err(|error| Stop::Wait(error.to_string()))?;
+        if !opened.refused.is_empty() {
+            // For everything that is wrong with the tree, too.
+            let looked = home
+                .publisher
+                .dry_run(directory, options, registry, trust, Arc::clone(progress))
+                .await;
+            let more = looked.err().map(|error| stop(&error, opened));
+            return Err(match more {
+                Some(Stop::Refused(lines)) => Stop::Refused(lines),
+                _ => Stop::Refused(opened.refused.clone()),
+            });
+        }
+        let prepared = home
+            .publisher
+            .prepare(
+                directory,
+                options,
+                Arc::clone(&registry),
+                Arc::clone(&trust),
+                Arc::clone(progress),
+            )
+            .await;
+        let prepared = match prepared {
+            // Somebody took the version that was chosen.
+            Err(PublishError::Exists { .. }) if named.is_none() => continue,
+            prepared => prepared.map_err(|error| stop(&error, opened))?,
+        };
+        let Some(summary) = prepared.summary.clone() else {
+            return Err(Stop::Over);
+        };
+        let job = Job {
+            home,
+            prepared,
+            summary,
+        };
+        if let Some(success) = job.equal(standing.as_ref(), &registry) {
+            return Ok(success);
+        }
+        return job.finish(settings, opened, trust, progress).await;
+    }
+    Err(Stop::Wait(format!(
+        "others publish {name} at the same time"
+    )))
+}
+
+fn options(settings: &Settings, opened: &Opened, package: PackageVersion) -> Options {
+    let mut options = Options::new(package);
+    options.guard = Some(opened.entry.guard());
+    options.latest = opened.instructions.latest;
+    options.about = opened.instructions.about.clone();
+    options.seed = settings.seed;
+    options
+}
+
+/// A job that is given up unless it is finished.
+struct Job<'a> {
+    home: &'a Arc<Home>,
+    prepared: Prepared,
+    summary: Summary,
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        self.home.publisher.abandon(&self.prepared.job);
+    }
+}
+
+impl Job<'_> {
+    /// Returns the version that there is, where a next one would have the same content.
+    fn equal(&self, standing: Option<&Standing>, registry: &Arc<dyn Registry>) -> Option<Success> {
+        let (version, manifest) = standing?.equal(self.prepared.manifest.as_ref()?)?;
+        let package = PackageVersion::new(self.summary.package.name.clone(), version.clone());
+        Some(Success {
+            committed: Committed {
+                package: package.to_string(),
+                manifest: manifest.id().to_string(),
+                unchanged: true,
+                registry: registry.name().to_owned(),
+                ..committed(&self.summary)
+            },
+            notes: notes(&self.summary),
+        })
+    }
+
+    /// Signs, and makes it visible; signs again where somebody else was faster.
+    async fn finish(
+        mut self,
+        settings: &Settings,
+        opened: &Opened,
+        trust: Arc<TrustPolicy>,
+        progress: &Arc<Progress>,
+    ) -> Result<Success, Stop> {
+        let publisher = &self.home.publisher;
+        let finished = loop {
+            let envelopes = self.prepared.sign(&settings.key);
+            let envelopes = envelopes.map_err(|error| stop(&error, opened))?;
+            let (trust, progress) = (Arc::clone(&trust), Arc::clone(progress));
+            let job = self.prepared.job.clone();
+            match publisher.finish(&job, envelopes, trust, progress).await {
+                Ok(Finished::Again(next)) => self.prepared = *next,
+                Ok(Finished::Done(outcome)) => break Ok(outcome),
+                Err(error) => break Err(error),
+            }
+        };
+        // Also when it could not be announced: it may be visible here.
+        self.home.show_publication().await;
+        let outcome = finished.map_err(|error| stop(&error, opened))?;
+        Ok(Success {
+            committed: Committed {
+                manifest: outcome.manifest.to_string(),
+                registry: outcome.registry,
+                unchanged: !outcome.changed,
+                ..committed(&self.summary)
+            },
+            notes: notes(&self.summary),
+        })
+    }
+}
+
+fn committed(summary: &Summary) -> Committed {
+    Committed {
+        package: summary.package.to_string(),
+        root: summary.root.clone(),
+        files: summary.files,
+        directories: summary.directories,
+        bytes: summary.bytes,
+        ..Committed::default()
+    }
+}
+
+fn notes(summary: &Summary) -> Vec<String> {
+    let note = |name: &String| format!("{name} is an instruction and not content: it is left out");
+    summary.instructions.iter().map(note).collect()
+}
+
+/// Decides what a failure means for an entry.
+fn stop(error: &PublishError, opened: &Opened) -> Stop {
+    let mut lines = opened.refused.clone();
+    match error {
+        PublishError::Refused(refusals) => {
+            lines.extend(refusal_lines(refusals));
+            Stop::Refused(lines)
+        }
+        PublishError::Cancelled => Stop::Over,
+        PublishError::Busy(_)
+        | PublishError::NoJob(_)
+        | PublishError::Behind { .. }
+        | PublishError::State(_)
+        | PublishError::Io(_)
+        | PublishError::Store(StoreError::Full { .. } | StoreError::Io { .. })
+        | PublishError::NoRegistry(_) => Stop::Wait(error.to_string()),
+        PublishError::Announce(inner) | PublishError::Registry(inner) => match inner {
+            RegistryError::Unavailable { .. }
+            | RegistryError::Io { .. }
+            | RegistryError::Conflict { .. } => Stop::Wait(error.to_string()),
+            _ => Stop::Refused(said(lines, error)),
+        },
+        _ => Stop::Refused(said(lines, error)),
+    }
+}
+
+fn said(mut lines: Vec<String>, error: &PublishError) -> Vec<String> {
+    lines.push(format!("- {error}"));
+    if let Some(hint) = error.hint() {
+        lines.push(format!("  what to do: {hint}"));
+    }
+    lines
+}
+
+/// Clears an entry away, and says how it went.
+async fn done(
+    dropping: &Arc<Dropping>,
+    settings: &Arc<Settings>,
+    success: Success,
+    opened: Opened,
+) -> Ending {
+    let Success { committed, notes } = success;
+    let word = if committed.unchanged {
+        Word::Unchanged
+    } else {
+        Word::Published
+    };
+    let key = opened.entry.key().clone();
+    let fingerprint = opened.inventory.fingerprint();
+    let mut lines = vec![
+        format!("package   {}", committed.package),
+        format!("manifest  {}", committed.manifest),
+        format!("root      {}", committed.root),
+        format!("registry  {}", committed.registry),
+        format!(
+            "content   {} files in {} directories, {} bytes",
+            committed.files, committed.directories, committed.bytes
+        ),
+    ];
+    if committed.unchanged {
+        lines.push(
+            "note      the version was there with the same content: nothing was signed".to_owned(),
+        );
+    }
+    lines.extend(notes.iter().map(|note| format!("note      {note}")));
+    // Said first: the version is there, whatever becomes of the directory.
+    dropping.tell(&key, Report::new(word, lines.clone())).await;
+    if settings.after == After::Keep {
+        dropping.remember(&key, fingerprint).await;
+        return Ending::Done {
+            fingerprint: Some(fingerprint),
+        };
+    }
+    let (place, after) = (Arc::clone(&dropping.place), settings.after);
+    let cleared = tokio::task::spawn_blocking(move || {
+        let Opened {
+            entry,
+            mut inventory,
+            ..
+        } = opened;
+        place.clear(&entry, &mut inventory, after)
+    });
+    let cleared = match cleared.await {
+        Ok(cleared) => cleared,
+        Err(_) => return Ending::Again,
+    };
+    let (line, ending) = match cleared {
+        Ok(Cleared::Removed) => return Ending::Done { fingerprint: None },
+        Ok(Cleared::Moved(place)) => (
+            format!("moved     to {place}"),
+            Ending::Done { fingerprint: None },
+        ),
+        Ok(Cleared::Left(place)) => (
+            format!("kept      {place}: what was put into the directory while it was removed"),
+            Ending::Done { fingerprint: None },
+        ),
+        Ok(Cleared::Kept { path, why }) => (
+            format!("kept      the directory, since {path} in it is {why}"),
+            Ending::Again,
+        ),
+        Err(error) => (format!("kept      the directory: {error}"), Ending::Again),
+    };
+    if ending == Ending::Again {
+        tracing::warn!(entry = %key, line, "not cleared away");
+    }
+    lines.push(line);
+    dropping.tell(&key, Report::new(word, lines)).await;
+    ending
+}

@@ -1,0 +1,389 @@
+//! How every entry stands, and what is to be done next: a table without a clock, a disk or a task.
+//!
+//! An entry arrives; it is committed by being renamed into place, by its `.publish`, by a command, or by being quiet for
+//! `settle`; it is published; then it is done, until it changes. What passes by itself is tried again.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use super::inventory::Fingerprint;
+use super::name::Key;
+use crate::manifest::PackageName;
+
+/// How often an arriving entry is looked at, at most: so that being quiet is noticed in time, yet a large tree is not
+/// walked all the time.
+const LOOK_MIN: Duration = Duration::from_millis(200);
+const LOOK_MAX: Duration = Duration::from_secs(15);
+
+/// How often one that is done is looked at, for changes that no event tells of.
+const LOOK_DONE: Duration = Duration::from_secs(60);
+
+/// Looking takes at most this part of the time.
+const LOOK_SHARE: u32 = 20;
+
+/// How long after a try that failed the next one comes, at first and at most.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(120);
+
+/// How long events are passed over that tell of our own renaming.
+const DEAF: Duration = Duration::from_secs(5);
+
+/// A `.publish`, so that a new one, or one that was touched, is told from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub(super) inode: u64,
+    pub(super) mtime: (i64, u32),
+    pub(super) ctime: (i64, u32),
+}
+
+/// How an entry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Somebody is putting it there.
+    Arriving,
+    /// It is to be published.
+    Committed,
+    /// It is being published.
+    Publishing,
+    /// It is tried again later.
+    Waiting,
+    /// It is refused, or kept after success.
+    Done,
+}
+
+/// How a publish ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing more is to be done before it changes.
+    Done {
+        /// What it looked like.
+        fingerprint: Option<Fingerprint>,
+    },
+    /// It was published, and is still there since somebody is at work in it.
+    Again,
+    /// Something that passes by itself is in the way.
+    Wait,
+}
+
+/// What was seen of an entry in the directory.
+#[derive(Debug)]
+pub struct Seen {
+    /// Its inode.
+    pub inode: u64,
+    /// Its `.publish`.
+    pub mark: Option<Mark>,
+    /// Whether it must have been renamed into place.
+    pub moved_in: bool,
+    /// What it wants to be; `None` when its name says nothing.
+    pub package: Option<PackageName>,
+    /// What it looked like when it was done, if an earlier process knew.
+    pub done: Option<Fingerprint>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    inode: u64,
+    package: Option<PackageName>,
+    phase: Phase,
+    /// The `.publish` that has had its effect.
+    mark: Option<Mark>,
+    fingerprint: Option<Fingerprint>,
+    /// Since when it looks the same.
+    quiet_since: Instant,
+    look_at: Instant,
+    tries: u32,
+    retry_at: Instant,
+    /// Whether it was committed once more while it was being published.
+    again: bool,
+    deaf_until: Option<Instant>,
+}
+
+/// How every entry stands.
+#[derive(Debug)]
+pub struct Board {
+    entries: BTreeMap<Key, Entry>,
+    /// Entries that were renamed into place before they were seen.
+    moved: HashSet<Key>,
+    settle: Duration,
+}
+
+/// Names that are remembered before they are seen.
+const MOVED_MAX: usize = 4096;
+
+impl Board {
+    /// Starts with nothing. An entry that is quiet for `settle` is committed; zero means never.
+    pub fn new(settle: Duration) -> Board {
+        Board {
+            entries: BTreeMap::new(),
+            moved: HashSet::new(),
+            settle,
+        }
+    }
+
+    /// Takes another `settle`.
+    pub fn set_settle(&mut self, settle: Duration) {
+        self.settle = settle;
+    }
+
+    /// Takes what is in the directory; returns what is new, and what is gone with its last phase.
+    pub fn found(
+        &mut self,
+        listed: Vec<(Key, Seen)>,
+        now: Instant,
+    ) -> (Vec<Key>, Vec<(Key, Phase)>) {
+        let mut there = BTreeSet::new();
+        let mut new = Vec::new();
+        for (key, seen) in listed {
+            there.insert(key.clone());
+            let moved = self.moved.remove(&key);
+            match self.entries.get_mut(&key) {
+                Some(entry) if entry.inode == seen.inode || entry.phase == Phase::Publishing => {
+                    if seen.mark.is_some() && seen.mark != entry.mark {
+                        entry.mark = seen.mark;
+                        entry.commit(now);
+                    }
+                    if moved {
+                        entry.commit(now);
+                    }
+                }
+                _ => {
+                    let mut entry = Entry::new(&seen, now);
+                    if let Some(done) = seen.done {
+                        entry.phase = Phase::Done;
+                        entry.fingerprint = Some(done);
+                        entry.mark = seen.mark;
+                    } else if moved || seen.moved_in || seen.mark.is_some() {
+                        entry.mark = seen.mark;
+                        entry.phase = Phase::Committed;
+                    }
+                    self.entries.insert(key.clone(), entry);
+                    new.push(key);
+                }
+            }
+        }
+        let gone = |(key, entry): (&Key, &Entry)| {
+            let gone = !there.contains(key) && entry.phase != Phase::Publishing;
+            gone.then(|| (key.clone(), entry.phase))
+        };
+        let gone: Vec<_> = self.entries.iter().filter_map(gone).collect();
+        for (key, _) in &gone {
+            self.entries.remove(key);
+        }
+        // What was renamed in and away again.
+        self.moved.clear();
+        (new, gone)
+    }
+
+    /// Takes that something was renamed to this name.
+    pub fn moved_in(&mut self, key: Key, now: Instant) {
+        match self.entries.get_mut(&key) {
+            Some(entry) if entry.deaf_until.is_some_and(|until| now < until) => {
+                entry.deaf_until = None;
+            }
+            // Another directory may have come in its place; the next listing tells.
+            _ if self.moved.len() < MOVED_MAX => {
+                self.moved.insert(key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Commits an entry because somebody says so; returns whether there is one.
+    pub fn commit(&mut self, key: &Key, now: Instant) -> bool {
+        match self.entries.get_mut(key) {
+            Some(entry) => {
+                entry.commit(now);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Returns the entries to look at now.
+    pub fn to_look_at(&self, now: Instant) -> Vec<Key> {
+        let due = |entry: &Entry| match entry.phase {
+            Phase::Arriving => !self.settle.is_zero() && entry.look_at <= now,
+            Phase::Done => entry.look_at <= now,
+            _ => false,
+        };
+        let due = self.entries.iter().filter(|(_, entry)| due(entry));
+        due.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Takes what an entry looks like, how long it took to look, and whether somebody has a file in it open for writing;
+    /// `None` for one that changed under the look. Returns the phase if it is another one now.
+    pub fn looked(
+        &mut self,
+        key: &Key,
+        fingerprint: Option<Fingerprint>,
+        written: bool,
+        took: Duration,
+        now: Instant,
+    ) -> Option<Phase> {
+        let settle = self.settle;
+        let entry = self.entries.get_mut(key)?;
+        let before = entry.phase;
+        let same = fingerprint.is_some() && fingerprint == entry.fingerprint;
+        match entry.phase {
+            Phase::Arriving => {
+                if !same {
+                    entry.fingerprint = fingerprint;
+                    entry.quiet_since = now;
+                } else if now.duration_since(entry.quiet_since) >= settle && !written {
+                    entry.commit(now);
+                }
+                let pace = (settle / 4).clamp(LOOK_MIN, LOOK_MAX);
+                entry.look_at = now + pace.max(took * LOOK_SHARE);
+            }
+            Phase::Done => {
+                if entry.fingerprint.is_none() {
+                    entry.fingerprint = fingerprint;
+                } else if !same {
+                    entry.phase = Phase::Arriving;
+                    entry.fingerprint = fingerprint;
+                    entry.quiet_since = now;
+                }
+                entry.look_at = now + LOOK_DONE.max(took * LOOK_SHARE);
+                if entry.phase == Phase::Arriving {
+                    entry.look_at = now + (settle / 4).clamp(LOOK_MIN, LOOK_MAX);
+                }
+            }
+            _ => {}
+        }
+        (entry.phase != before).then_some(entry.phase)
+    }
+
+    /// Returns whether an entry has been quiet for long enough, so that it is worth asking for writers.
+    pub fn is_quiet(&self, key: &Key, fingerprint: Fingerprint, now: Instant) -> bool {
+        self.entries.get(key).is_some_and(|entry| {
+            entry.phase == Phase::Arriving
+                && entry.fingerprint == Some(fingerprint)
+                && now.duration_since(entry.quiet_since) >= self.settle
+        })
+    }
+
+    /// Takes that something in an entry may have changed: it is looked at soon.
+    pub fn touched(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.phase == Phase::Done
+        {
+            entry.look_at = entry.look_at.min(now + LOOK_MIN);
+        }
+    }
+
+    /// Takes entries to publish, at most `room`: each is under way from now on. Of one package, one at a time.
+    pub fn start(&mut self, room: usize, now: Instant) -> Vec<Key> {
+        let busy = self
+            .entries
+            .values()
+            .filter(|entry| entry.phase == Phase::Publishing);
+        let mut busy: HashSet<PackageName> =
+            busy.filter_map(|entry| entry.package.clone()).collect();
+        let mut started = Vec::new();
+        for (key, entry) in &mut self.entries {
+            if started.len() >= room {
+                break;
+            }
+            let due = match entry.phase {
+                Phase::Committed => true,
+                Phase::Waiting => entry.retry_at <= now,
+                _ => false,
+            };
+            let free = |package: &PackageName| !busy.contains(package);
+            if due && entry.package.as_ref().is_none_or(free) {
+                busy.extend(entry.package.clone());
+                entry.phase = Phase::Publishing;
+                entry.again = false;
+                started.push(key.clone());
+            }
+        }
+        started
+    }
+
+    /// Takes how a publish ended.
+    pub fn ended(&mut self, key: &Key, ending: Ending, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        let again = std::mem::take(&mut entry.again);
+        match ending {
+            Ending::Done { fingerprint } => {
+                entry.phase = Phase::Done;
+                entry.fingerprint = fingerprint;
+                entry.look_at = now + LOOK_DONE;
+                entry.tries = 0;
+            }
+            Ending::Again => {
+                entry.phase = Phase::Arriving;
+                entry.fingerprint = None;
+                entry.quiet_since = now;
+                entry.look_at = now;
+                entry.tries = 0;
+                entry.deaf_until = Some(now + DEAF);
+                return;
+            }
+            Ending::Wait => {
+                entry.phase = Phase::Waiting;
+                let wait = RETRY_MIN
+                    .saturating_mul(1 << entry.tries.min(16))
+                    .min(RETRY_MAX);
+                entry.tries += 1;
+                entry.retry_at = now + wait;
+            }
+        }
+        if again {
+            entry.phase = Phase::Committed;
+        }
+    }
+
+    /// Returns how an entry stands.
+    pub fn phase(&self, key: &Key) -> Option<Phase> {
+        self.entries.get(key).map(|entry| entry.phase)
+    }
+
+    /// Returns every entry with how it stands.
+    pub fn phases(&self) -> impl Iterator<Item = (&Key, Phase)> {
+        self.entries.iter().map(|(key, entry)| (key, entry.phase))
+    }
+
+    /// Returns when something is to be done next, whatever happens.
+    pub fn wake_at(&self) -> Option<Instant> {
+        let wake = |entry: &Entry| match entry.phase {
+            Phase::Arriving => (!self.settle.is_zero()).then_some(entry.look_at),
+            Phase::Done => Some(entry.look_at),
+            Phase::Waiting => Some(entry.retry_at),
+            Phase::Committed | Phase::Publishing => None,
+        };
+        self.entries.values().filter_map(wake).min()
+    }
+}
+
+impl Entry {
+    fn new(seen: &Seen, now: Instant) -> Entry {
+        Entry {
+            inode: seen.inode,
+            package: seen.package.clone(),
+            phase: Phase::Arriving,
+            mark: None,
+            fingerprint: None,
+            quiet_since: now,
+            look_at: now,
+            tries: 0,
+            retry_at: now,
+            again: false,
+            deaf_until: None,
+        }
+    }
+
+    fn commit(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Publishing => self.again = true,
+            Phase::Waiting => self.retry_at = now,
+            Phase::Arriving | Phase::Committed | Phase::Done => self.phase = Phase::Committed,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "board_tests.rs"]
+mod tests;

@@ -1,0 +1,842 @@
+//! The drop directory on disk: made, checked, listed; entries opened; statuses written; what was published cleared away.
+//!
+//! Everything is reached from one descriptor, through no link and into no other mount. Names that begin with a dot are
+//! other people's work under way, but for those that begin with [`OWN`].
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+use super::board::Mark;
+use super::clear;
+use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions};
+use super::inventory::{self, Fingerprint, Inventory};
+use super::members::{Group, GroupError};
+use super::name::{Key, STATUS, Wanted};
+use crate::manifest::check_part;
+use crate::publish::Guard;
+use crate::publish::disk::{self, Disk, FileKind, Stat};
+
+/// The most entries that are looked at, scopes included.
+const ENTRIES_MAX: usize = 10_000;
+
+/// What our own names begin with: statuses being written, directories being removed.
+const OWN: &str = ".manifs-";
+
+/// A directory that is being removed; the time and its old name follow.
+const REMOVING: &str = ".manifs-removing-";
+
+/// Where directories go with `after = "move"`.
+const PUBLISHED: &str = ".published";
+
+/// How many names are tried for a directory whose own is taken.
+const NAMES_TRIED: u32 = 1000;
+
+/// The file that commits an entry.
+const COMMIT: &str = ".publish";
+
+/// What a publisher may say.
+const INSTRUCTIONS: &str = "manifs.toml";
+
+/// The mode of a directory of one user, and of one for a group.
+const PRIVATE: u16 = 0o700;
+const SHARED: u16 = 0o3770;
+
+/// Why there is no drop directory, or an entry of it cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DropError {
+    /// It cannot be made, opened or listed.
+    #[error("the drop directory {path}: {error}", path = path.display())]
+    Directory {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It is a link, or no directory.
+    #[error("the drop directory {path} is not a directory of its own", path = path.display())]
+    NotADirectory {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// Others than those it is for may put something into it.
+    #[error("the drop directory {path} {what}", path = path.display())]
+    Rights {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// Only root can tell members of a group apart.
+    #[error("[publish] group needs a daemon that runs as root")]
+    NotRoot,
+    /// The group.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The entry went away, or is going.
+    #[error("it went away")]
+    Gone,
+    /// The entry lies on another mount, or is a link.
+    #[error("it is a mount of its own, or a link")]
+    Foreign,
+    /// Its owner does not belong to the group that may publish.
+    #[error("its owner (user {uid}) is not in the group {group}")]
+    NotAMember {
+        /// Whose it is.
+        uid: u32,
+        /// The group.
+        group: String,
+    },
+    /// The entry cannot be opened.
+    #[error("it cannot be opened: {0}")]
+    Entry(io::Error),
+}
+
+impl DropError {
+    /// Returns what to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            DropError::Rights { hint, .. } => hint.clone(),
+            DropError::Directory { .. } | DropError::NotADirectory { .. } => {
+                "let [publish] directory name a directory of a local disk".to_owned()
+            }
+            DropError::NotRoot | DropError::Group(_) => {
+                "take [publish] group out, or name a group of this machine in the daemon of root"
+                    .to_owned()
+            }
+            DropError::Foreign => "copy it into the drop directory".to_owned(),
+            DropError::NotAMember { group, .. } => {
+                format!("drop a directory that belongs to a member of {group}")
+            }
+            DropError::Gone => "drop it again".to_owned(),
+            DropError::Entry(_) => "make it readable for the daemon".to_owned(),
+        }
+    }
+}
+
+/// What becomes of a directory that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum After {
+    /// It is removed.
+    #[default]
+    Remove,
+    /// It stays.
+    Keep,
+    /// It is moved below `.published/` in the drop directory.
+    Move,
+}
+
+/// What became of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cleared {
+    /// It is gone.
+    Removed,
+    /// It lies here now, below the drop directory.
+    Moved(String),
+    /// It is where it was, since somebody is still at work in it.
+    Kept {
+        /// The path in it.
+        path: String,
+        /// What about it.
+        why: &'static str,
+    },
+    /// What was not published lies here now, below the drop directory; the rest is gone.
+    Left(String),
+}
+
+/// What lies in the drop directory.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Each entry.
+    pub entries: Vec<Found>,
+    /// The scopes in it, with their inodes.
+    pub scopes: Vec<(String, u64)>,
+    /// Its own inode.
+    pub inode: u64,
+    /// Whether there are more than are looked at.
+    pub more: bool,
+}
+
+/// One entry.
+#[derive(Debug)]
+pub struct Found {
+    /// Where it lies.
+    pub key: Key,
+    /// Its inode.
+    pub inode: u64,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// Its `.publish`.
+    pub mark: Option<Mark>,
+    /// Whether it is older than the directory it lies in, so that it was renamed into it.
+    pub moved_in: bool,
+}
+
+/// The drop directory.
+pub struct DropDirectory {
+    path: PathBuf,
+    group: Option<Group>,
+    /// Where temporary files go.
+    temporary: PathBuf,
+    opened: Mutex<Arc<OwnedFd>>,
+}
+
+/// An entry, open.
+pub struct Entry {
+    key: Key,
+    parent: OwnedFd,
+    disk: Disk,
+    guard: Guard,
+}
+
+/// Opens a directory below another one, on the same mount and through no link.
+fn below(from: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat2(from, path, flags, Mode::empty(), resolve) {
+        // A sandbox may not know the call. A path here is one name.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let opened = disk::open_directory(from, path)?;
+            if disk::stat(&opened)?.mount == disk::stat(from)?.mount {
+                Ok(opened)
+            } else {
+                Err(Errno::XDEV.into())
+            }
+        }
+        other => Ok(other?),
+    }
+}
+
+impl DropDirectory {
+    /// Opens the directory, which is made when it is missing. `group` may write to it, otherwise its owner only.
+    /// Temporary files go to `temporary`, which must lie elsewhere.
+    ///
+    /// # Errors
+    /// [`DropError`]
+    pub fn open(
+        path: &Path,
+        group: Option<Group>,
+        temporary: &Path,
+    ) -> Result<DropDirectory, DropError> {
+        if group.is_some() && !rustix::process::geteuid().is_root() {
+            return Err(DropError::NotRoot);
+        }
+        let failed = |error: io::Error| DropError::Directory {
+            path: path.to_owned(),
+            error,
+        };
+        if path.symlink_metadata().is_err() {
+            make(path, group.as_ref()).map_err(failed)?;
+        }
+        let opened = open(path, group.as_ref())?;
+        let directory = DropDirectory {
+            path: path.to_owned(),
+            group,
+            temporary: temporary.to_owned(),
+            opened: Mutex::new(Arc::new(opened)),
+        };
+        directory.sweep().map_err(failed)?;
+        Ok(directory)
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns its descriptor: of the directory that the path names now, which may be another one than at the start.
+    fn root(&self) -> Result<Arc<OwnedFd>, DropError> {
+        let known = Arc::clone(&self.opened.lock());
+        let failed = |error: io::Error| DropError::Directory {
+            path: self.path.clone(),
+            error,
+        };
+        let now = rustix::fs::stat(&self.path).map_err(|error| failed(error.into()))?;
+        let stat = rustix::fs::fstat(known.as_fd()).map_err(|error| failed(error.into()))?;
+        if (now.st_dev, now.st_ino) == (stat.st_dev, stat.st_ino) {
+            return Ok(known);
+        }
+        let opened = Arc::new(open(&self.path, self.group.as_ref())?);
+        *self.opened.lock() = Arc::clone(&opened);
+        Ok(opened)
+    }
+
+    fn parent(&self, key: &Key) -> Result<OwnedFd, DropError> {
+        let root = self.root()?;
+        let scope = key.scope().map_or(&b"."[..], str::as_bytes);
+        below(root.as_fd(), scope).map_err(entry_error)
+    }
+
+    /// Lists what lies in it.
+    ///
+    /// # Errors
+    /// [`DropError`] of the directory as a whole.
+    pub fn list(&self) -> Result<Listed, DropError> {
+        let root = self.root()?;
+        let failed = |error: io::Error| DropError::Directory {
+            path: self.path.clone(),
+            error,
+        };
+        let mut listed = Listed {
+            inode: disk::stat(root.as_fd()).map_err(failed)?.inode,
+            ..Listed::default()
+        };
+        for found in visible(root.as_fd()).map_err(failed)? {
+            if listed.entries.len() >= ENTRIES_MAX {
+                listed.more = true;
+                break;
+            }
+            match self.scope(root.as_fd(), &found) {
+                Some((scope, inside)) => {
+                    let born = below(root.as_fd(), scope.as_bytes()).ok();
+                    let born = born
+                        .as_ref()
+                        .and_then(|opened| Some((born_ns(opened)?, opened)));
+                    for found in inside
+                        .iter()
+                        .filter(|found| found.stat.kind == FileKind::Directory)
+                    {
+                        if listed.entries.len() >= ENTRIES_MAX {
+                            listed.more = true;
+                            break;
+                        }
+                        let key = Key::new(Some(&scope), &found.name);
+                        listed.entries.extend(self.found(
+                            born.as_ref().map(|(ns, fd)| (*ns, fd.as_fd())),
+                            root.as_fd(),
+                            key,
+                            &found.stat,
+                        ));
+                    }
+                    listed.scopes.push((scope, found.stat.inode));
+                }
+                None => {
+                    let key = Key::new(None, &found.name);
+                    listed
+                        .entries
+                        .extend(self.found(None, root.as_fd(), key, &found.stat));
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Returns a scope and what lies in it: a directory whose name can be a scope's, and that holds nothing, or an entry.
+    fn scope(
+        &self,
+        root: BorrowedFd<'_>,
+        found: &disk::Found,
+    ) -> Option<(String, Vec<disk::Found>)> {
+        let name = std::str::from_utf8(&found.name).ok()?;
+        if found.stat.kind != FileKind::Directory || check_part(name).is_err() {
+            return None;
+        }
+        let inside = visible(below(root, &found.name).ok()?.as_fd()).ok()?;
+        let entry = |found: &disk::Found| found.name.contains(&b'@');
+        (inside.is_empty() || inside.iter().any(entry)).then(|| (name.to_owned(), inside))
+    }
+
+    fn found(
+        &self,
+        born: Option<(i128, BorrowedFd<'_>)>,
+        root: BorrowedFd<'_>,
+        key: Key,
+        stat: &Stat,
+    ) -> Option<Found> {
+        let directory = stat.kind == FileKind::Directory;
+        let opened = match (directory, born) {
+            (false, _) => None,
+            (true, Some((_, scope))) => below(scope, key.name()).ok(),
+            (true, None) => {
+                let path = match key.scope() {
+                    Some(scope) => [scope.as_bytes(), b"/", key.name()].concat(),
+                    None => key.name().to_vec(),
+                };
+                below(root, &path).ok()
+            }
+        };
+        let mark = opened
+            .as_ref()
+            .and_then(|opened| self.mark(opened.as_fd(), stat));
+        let older = opened.as_ref().and_then(born_ns).zip(born);
+        Some(Found {
+            key,
+            inode: stat.inode,
+            directory,
+            mark,
+            moved_in: older.is_some_and(|(entry, (scope, _))| entry < scope),
+        })
+    }
+
+    fn mark(&self, entry: BorrowedFd<'_>, owner: &Stat) -> Option<Mark> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let found = rustix::fs::statx(entry, COMMIT, flags, StatxFlags::BASIC_STATS).ok()?;
+        if self.group.is_some() && found.stx_uid != owner.uid {
+            return None;
+        }
+        Some(Mark {
+            inode: found.stx_ino,
+            mtime: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec),
+            ctime: (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec),
+        })
+    }
+
+    /// Opens an entry.
+    ///
+    /// # Errors
+    /// [`DropError`]
+    pub fn entry(&self, key: &Key) -> Result<Entry, DropError> {
+        let parent = self.parent(key)?;
+        let opened = below(parent.as_fd(), key.name()).map_err(entry_error)?;
+        let disk = Disk::new(&opened).map_err(entry_error)?;
+        let uid = disk.stat().uid;
+        if let Some(group) = &self.group
+            && uid != 0
+            && !group.has(uid)?
+        {
+            return Err(DropError::NotAMember {
+                uid,
+                group: group.name().to_owned(),
+            });
+        }
+        Ok(Entry {
+            key: key.clone(),
+            parent,
+            disk,
+            guard: Guard {
+                owner: self.group.as_ref().map(|_| uid),
+            },
+        })
+    }
+
+    /// Writes down what lies in an entry.
+    ///
+    /// # Errors
+    /// Whatever the file system says; also when the entry changes meanwhile.
+    pub fn inventory(&self, entry: &Entry) -> io::Result<Inventory> {
+        Inventory::take(&entry.disk, &self.temporary, &|| false)
+    }
+
+    /// Replaces the status of an entry.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_status(&self, key: &Key, text: &str) -> io::Result<()> {
+        let parent = self.parent(key).map_err(io::Error::other)?;
+        let place = [key.name(), STATUS.as_bytes()].concat();
+        let temporary = format!("{OWN}status-{:016x}", rand::random::<u64>());
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o644);
+        let file = rustix::fs::openat(&parent, &*temporary, flags, mode)?;
+        let written = (|| {
+            let mut file = std::fs::File::from(file);
+            file.write_all(text.as_bytes())?;
+            rustix::fs::fchmod(&file, mode)?;
+            if self.group.is_some() {
+                // So that whoever dropped the directory may remove its status, in spite of the sticky bit.
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                let owner = rustix::fs::statat(&parent, key.name(), flags);
+                if let Ok(owner) = owner {
+                    rustix::fs::fchown(&file, Some(Uid::from_raw(owner.st_uid)), None)?;
+                }
+            }
+            Ok(rustix::fs::renameat(
+                &parent,
+                &*temporary,
+                &parent,
+                &*place,
+            )?)
+        })();
+        if written.is_err() {
+            let _ = rustix::fs::unlinkat(&parent, &*temporary, AtFlags::empty());
+        }
+        written
+    }
+
+    /// Removes the status of an entry that is gone.
+    pub fn remove_status(&self, key: &Key) {
+        if let Ok(parent) = self.parent(key) {
+            let place = [key.name(), STATUS.as_bytes()].concat();
+            let _ = rustix::fs::unlinkat(&parent, &*place, AtFlags::empty());
+        }
+    }
+
+    /// Clears an entry away whose content was published as the inventory says.
+    ///
+    /// # Errors
+    /// Whatever the file system says; then it is where it was, or what is left of it is cleared at the next start.
+    pub fn clear(
+        &self,
+        entry: &Entry,
+        inventory: &mut Inventory,
+        after: After,
+    ) -> io::Result<Cleared> {
+        // From here on, a change is later than this.
+        let since = now_ns();
+        if let Some(kept) = kept(clear::difference(&entry.disk, inventory)?) {
+            return Ok(kept);
+        }
+        match after {
+            After::Keep => Ok(Cleared::Kept {
+                path: String::new(),
+                why: "kept",
+            }),
+            After::Move => self.move_away(entry),
+            After::Remove => remove(entry, inventory, since),
+        }
+    }
+
+    fn move_away(&self, entry: &Entry) -> io::Result<Cleared> {
+        let root = self.root().map_err(io::Error::other)?;
+        let mode = if self.group.is_some() {
+            SHARED
+        } else {
+            PRIVATE
+        };
+        match rustix::fs::mkdirat(root.as_fd(), PUBLISHED, Mode::from_raw_mode(mode.into())) {
+            Err(Errno::EXIST) => {}
+            made => {
+                made?;
+                let opened = below(root.as_fd(), PUBLISHED.as_bytes())?;
+                rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode.into()))?;
+            }
+        }
+        let there = below(root.as_fd(), PUBLISHED.as_bytes())?;
+        if disk::stat(&there)?.uid != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other(format!(
+                "{PUBLISHED} belongs to somebody else"
+            )));
+        }
+        let name = entry.key.to_string().replace('/', "-");
+        let moved = rename_free(entry, entry.key.name(), there.as_fd(), name.as_bytes())?;
+        Ok(Cleared::Moved(format!("{PUBLISHED}/{moved}")))
+    }
+
+    /// Ends what a process that died was about to remove, and takes away what it was about to write.
+    fn sweep(&self) -> io::Result<()> {
+        let root = self.root().map_err(io::Error::other)?;
+        let mut places = vec![disk::open_directory(root.as_fd(), b".")?];
+        for found in visible(root.as_fd())? {
+            if let Some((scope, _)) = self.scope(root.as_fd(), &found) {
+                places.push(below(root.as_fd(), scope.as_bytes())?);
+            }
+        }
+        for place in places {
+            let own = disk::list(place.as_fd(), &mut |name| !name.starts_with(OWN.as_bytes()))?;
+            for found in own {
+                if found.stat.kind == FileKind::Directory {
+                    self.sweep_one(place.as_fd(), &found.name)?;
+                } else if found.name.starts_with(format!("{OWN}status-").as_bytes()) {
+                    let _ = rustix::fs::unlinkat(&place, &*found.name, AtFlags::empty());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep_one(&self, place: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+        let rest = name.strip_prefix(REMOVING.as_bytes());
+        let parsed = rest.and_then(|rest| {
+            let at = rest.iter().position(|byte| *byte == b'-')?;
+            let ns: i128 = std::str::from_utf8(&rest[..at]).ok()?.parse().ok()?;
+            Some((ns, &rest[at + 1..]))
+        });
+        let Some((since, old)) = parsed.filter(|(_, old)| !old.is_empty()) else {
+            return Ok(());
+        };
+        let disk = Disk::new(below(place, name)?)?;
+        // In a directory of many, a name is no proof that the tree was ours to remove.
+        let left = self.group.is_some() || clear::remove_older(&disk, since)?;
+        if left || rustix::fs::unlinkat(place, name, AtFlags::REMOVEDIR).is_err() {
+            let given_back = give_back(place, name, old)?;
+            tracing::warn!(
+                place = given_back,
+                "what was put into a directory while it was cleared away is kept"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// Returns where it lies.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Returns its directory, to be published.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    pub fn directory(&self) -> io::Result<OwnedFd> {
+        self.disk.directory(b"")
+    }
+
+    /// Returns what has to hold of everything in it.
+    pub fn guard(&self) -> Guard {
+        self.guard
+    }
+
+    /// Returns what it looks like now.
+    ///
+    /// # Errors
+    /// Whatever the file system says; also when it changes meanwhile.
+    pub fn fingerprint(&self) -> io::Result<Fingerprint> {
+        inventory::fingerprint(&self.disk, &|| false)
+    }
+
+    /// Returns a file in it that somebody has open for writing.
+    ///
+    /// # Errors
+    /// As [`Entry::fingerprint`].
+    pub fn writer(&self) -> io::Result<Option<String>> {
+        let found = inventory::writer(&self.disk, &|| false)?;
+        Ok(found.map(|path| shown(&path)))
+    }
+
+    /// Reads its `manifs.toml`; without one, nothing is asked for.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn instructions(&self, wanted: &Wanted) -> Result<Instructions, Vec<InstructionError>> {
+        let unreadable = |what: String| vec![InstructionError::Unreadable(what)];
+        let text = self
+            .read_instructions()
+            .map_err(|error| unreadable(error.to_string()))?;
+        match text {
+            None => Ok(Instructions::default()),
+            Some(text) => Instructions::parse(&text, wanted),
+        }
+    }
+
+    fn read_instructions(&self) -> io::Result<Option<String>> {
+        use std::io::Read as _;
+        let root = self.disk.directory(b"")?;
+        let file = match disk::open_file(root.as_fd(), INSTRUCTIONS.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Err(io::Error::other("it is a link"));
+            }
+            file => file?,
+        };
+        let stat = disk::stat(&file)?;
+        if stat.kind != FileKind::File || stat.mount != self.disk.stat().mount {
+            return Err(io::Error::other(
+                "it is not a regular file of the directory",
+            ));
+        }
+        if self.guard.owner.is_some_and(|owner| owner != stat.uid) {
+            return Err(io::Error::other(
+                "it does not belong to the owner of the directory",
+            ));
+        }
+        let mut text = String::new();
+        let mut limited = std::fs::File::from(file).take(INSTRUCTIONS_BYTES_MAX + 1);
+        limited.read_to_string(&mut text)?;
+        if text.len() as u64 > INSTRUCTIONS_BYTES_MAX {
+            return Err(io::Error::other(format!(
+                "it has more than {INSTRUCTIONS_BYTES_MAX} bytes"
+            )));
+        }
+        Ok(Some(text))
+    }
+
+    /// Returns whether the name still leads to this directory.
+    fn is_in_place(&self, name: &[u8]) -> io::Result<bool> {
+        let found = rustix::fs::statat(&self.parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let own = rustix::fs::fstat(self.disk.directory(b"")?)?;
+        Ok((found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
+    }
+}
+
+fn remove(entry: &Entry, inventory: &mut Inventory, since: i128) -> io::Result<Cleared> {
+    let (parent, name) = (entry.parent.as_fd(), entry.key.name());
+    let hidden = [format!("{REMOVING}{since}-").as_bytes(), name].concat();
+    rustix::fs::renameat_with(parent, name, parent, &*hidden, RenameFlags::NOREPLACE)?;
+    if !entry.is_in_place(&hidden)? {
+        give_back(parent, &hidden, name)?;
+        return Ok(Cleared::Kept {
+            path: String::new(),
+            why: "replaced since",
+        });
+    }
+    if let Some(kept) = kept(clear::difference(&entry.disk, inventory)?) {
+        give_back(parent, &hidden, name)?;
+        return Ok(kept);
+    }
+    let left = clear::remove_inventory(&entry.disk, inventory)?;
+    if left || rustix::fs::unlinkat(parent, &*hidden, AtFlags::REMOVEDIR).is_err() {
+        // Never under its old name: half a tree must not be published.
+        let name = [name, b"~1"].concat();
+        return Ok(Cleared::Left(give_back(parent, &hidden, &name)?));
+    }
+    Ok(Cleared::Removed)
+}
+
+/// Renames a hidden directory back, or to a free name beside it; returns the name.
+fn give_back(parent: BorrowedFd<'_>, hidden: &[u8], name: &[u8]) -> io::Result<String> {
+    free_name(name, |name| {
+        rustix::fs::renameat_with(parent, hidden, parent, name, RenameFlags::NOREPLACE)
+    })
+}
+
+/// Moves an entry into another directory, under the first free name.
+fn rename_free(
+    entry: &Entry,
+    from: &[u8],
+    there: BorrowedFd<'_>,
+    name: &[u8],
+) -> io::Result<String> {
+    free_name(name, |name| {
+        rustix::fs::renameat_with(&entry.parent, from, there, name, RenameFlags::NOREPLACE)
+    })
+}
+
+/// Tries names, of which none but the first can be an entry's.
+fn free_name(
+    name: &[u8],
+    mut rename: impl FnMut(&[u8]) -> Result<(), Errno>,
+) -> io::Result<String> {
+    for nth in 0..NAMES_TRIED {
+        let tried = match nth {
+            0 => name.to_vec(),
+            nth => [name, format!("~{nth}").as_bytes()].concat(),
+        };
+        match rename(&tried) {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            renamed => {
+                renamed?;
+                return Ok(shown(&tried));
+            }
+        }
+    }
+    Err(Errno::EXIST.into())
+}
+
+fn kept(difference: Option<(Vec<u8>, &'static str)>) -> Option<Cleared> {
+    let (path, why) = difference?;
+    Some(Cleared::Kept {
+        path: shown(&path),
+        why,
+    })
+}
+
+/// Writes a path so that no terminal acts on it.
+fn shown(path: &[u8]) -> String {
+    Key::new(None, path).to_string()
+}
+
+/// Lists a directory without what begins with a dot, and without statuses.
+fn visible(directory: BorrowedFd<'_>) -> io::Result<Vec<disk::Found>> {
+    // A descriptor of its own: one that was listed is at its end.
+    let directory = disk::open_directory(directory, b".")?;
+    let mut found = disk::list(directory.as_fd(), &mut |name| name.starts_with(b"."))?;
+    let status = STATUS.as_bytes();
+    found.retain(|found| found.stat.kind != FileKind::File || !found.name.ends_with(status));
+    Ok(found)
+}
+
+/// Returns when a directory was made, where the file system knows.
+fn born_ns(opened: &OwnedFd) -> Option<i128> {
+    let found = rustix::fs::statx(opened, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    let known = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    let ns =
+        i128::from(found.stx_btime.tv_sec) * 1_000_000_000 + i128::from(found.stx_btime.tv_nsec);
+    known.then_some(ns)
+}
+
+fn now_ns() -> i128 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
+}
+
+fn entry_error(error: io::Error) -> DropError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => DropError::Gone,
+        Some(libc::EXDEV | libc::ELOOP | libc::ENOTDIR) => DropError::Foreign,
+        _ => DropError::Entry(error),
+    }
+}
+
+fn make(path: &Path, group: Option<&Group>) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mode = group.map_or(PRIVATE, |_| SHARED);
+    rustix::fs::mkdir(path, Mode::from_raw_mode(PRIVATE.into()))?;
+    if let Some(group) = group {
+        rustix::fs::chown(path, None, Some(Gid::from_raw(group.gid())))?;
+    }
+    // Past the umask.
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode.into()))?;
+    Ok(())
+}
+
+/// Opens the directory and judges whose it is and who may write to it.
+fn open(path: &Path, group: Option<&Group>) -> Result<OwnedFd, DropError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened =
+        rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
+            Errno::LOOP | Errno::NOTDIR => DropError::NotADirectory {
+                path: path.to_owned(),
+            },
+            error => DropError::Directory {
+                path: path.to_owned(),
+                error: error.into(),
+            },
+        })?;
+    let stat = disk::stat(&opened).map_err(|error| DropError::Directory {
+        path: path.to_owned(),
+        error,
+    })?;
+    let wrong = |what: String, hint: String| DropError::Rights {
+        path: path.to_owned(),
+        what,
+        hint,
+    };
+    let own = rustix::process::geteuid().as_raw();
+    if stat.uid != own {
+        return Err(wrong(
+            format!(
+                "belongs to user {}, and the daemon runs as user {own}",
+                stat.uid
+            ),
+            format!("chown {own} {}", path.display()),
+        ));
+    }
+    match group {
+        None if stat.mode & 0o077 != 0 => Err(wrong(
+            format!("has mode {:04o}: others than its owner get in", stat.mode),
+            format!("chmod 700 {}", path.display()),
+        )),
+        Some(group) => {
+            let gid = rustix::fs::fstat(&opened).map(|stat| stat.st_gid).ok();
+            if gid != Some(group.gid()) || stat.mode != SHARED {
+                return Err(wrong(
+                    format!("is not for the group {} alone", group.name()),
+                    format!(
+                        "chgrp {} {path} && chmod {SHARED:o} {path}",
+                        group.name(),
+                        path = path.display()
+                    ),
+                ));
+            }
+            Ok(opened)
+        }
+        None => Ok(opened),
+    }
+}
+
+#[cfg(test)]
+#[path = "place_tests.rs"]
+mod tests;
