@@ -12,7 +12,7 @@ use super::ingest::{Ingest, ingest, store_catalog};
 use super::options::Options;
 use super::progress::{Progress, Step};
 use super::refusal::{Reason, Refusals};
-use super::reuse::{Base, NewRecord, match_up};
+use super::reuse::{Base, Began, NewRecord, match_up};
 use super::rules::CONTENT_RULES;
 use super::sink::Sink;
 use super::torrent::{self, Begun, Torrent};
@@ -89,6 +89,11 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     progress.enter(Step::Walk);
     let attributes = Attributes::new(options)?;
     let disk = Disk::new(&directory).map_err(PublishError::Directory)?;
+    let fine = disk.has_fine_times().map_err(PublishError::Directory)?;
+    let began = Began {
+        ns: nanoseconds(task.now),
+        fine_device: fine.then_some(disk.stat().device),
+    };
     if disk::own_mounts().contains(&disk.stat().mount) {
         let mut refusals = Refusals::default();
         refusals.add(Reason::Mount, b"", b"");
@@ -98,14 +103,7 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     let homes: HashSet<(u64, u64)> = homes.filter_map(|home| identity(home)).collect();
     let mut walked = walk(&disk, options, &attributes, &homes, temporary, progress)?;
     let catalog_bytes = walked.catalog_bytes()?;
-    let matched = match_up(
-        walked.files,
-        base,
-        sink,
-        nanoseconds(task.now),
-        task.records,
-        temporary,
-    )?;
+    let matched = match_up(walked.files, base, sink, began, task.records, temporary)?;
     if walked.refusals.is_empty() {
         let new = walked.dense.saturating_sub(matched.dense);
         check_room(sink, new, catalog_bytes)?;

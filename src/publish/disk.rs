@@ -22,6 +22,16 @@ const STEP_BYTES: usize = 4095;
 /// What `statx` is asked for: everything `stat` knows, and the mount.
 const MASK: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 
+/// File systems whose change times come from this kernel's clock, in nanoseconds: `f_type` of `statfs(2)`.
+const FINE_TIMES: [u32; 6] = [
+    0xEF53,      // ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // Btrfs
+    0x0102_1994, // tmpfs
+    0xF2F5_2010, // F2FS
+    0xCA45_1A4E, // bcachefs
+];
+
 /// What a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
@@ -134,6 +144,14 @@ impl Disk {
     /// Returns what the root is.
     pub(crate) fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// Returns whether the root's file system is local and takes the times of files from the kernel's clock, tick by tick.
+    pub(crate) fn has_fine_times(&self) -> io::Result<bool> {
+        let kind = rustix::fs::fstatfs(&self.root)?.f_type;
+        Ok(FINE_TIMES
+            .iter()
+            .any(|fine| i128::from(*fine) == i128::from(kind)))
     }
 
     /// Opens a directory by its path below the root; empty for the root.

@@ -21,12 +21,25 @@ fn later() -> SystemTime {
     SystemTime::now() + Duration::from_secs(3600)
 }
 
+/// A clock for which everything that a test writes is from just now.
+fn earlier() -> SystemTime {
+    SystemTime::UNIX_EPOCH
+}
+
 fn home() -> Home {
+    home_at(later)
+}
+
+fn home_at(clock: fn() -> SystemTime) -> Home {
     let mut home = Home::new();
+    set_clock(&mut home, clock);
+    home
+}
+
+fn set_clock(home: &mut Home, clock: fn() -> SystemTime) {
     let homes = vec![home.dir.path().to_path_buf()];
     let (store, state) = (Arc::clone(&home.store), Arc::clone(&home.state));
-    home.publisher = Publisher::with_clock(store, state, homes, later);
-    home
+    home.publisher = Publisher::with_clock(store, state, homes, clock);
 }
 
 /// Options that make equal trees equal manifests, info hash and all.
@@ -216,7 +229,7 @@ async fn whatever_may_have_changed_is_read() {
 #[tokio::test]
 async fn a_file_that_is_as_new_as_its_ingest_is_read_again() {
     let tree = tree();
-    let mut home = Home::new();
+    let mut home = home_at(earlier);
     let done = publish(&home, tree.path(), options("a@1.0.0"))
         .await
         .unwrap();
@@ -225,9 +238,7 @@ async fn a_file_that_is_as_new_as_its_ingest_is_read_again() {
         .await
         .unwrap();
     assert_eq!(racy.files_known, 0);
-    let homes = vec![home.dir.path().to_path_buf()];
-    let (store, state) = (Arc::clone(&home.store), Arc::clone(&home.state));
-    home.publisher = Publisher::with_clock(store, state, homes, later);
+    set_clock(&mut home, later);
     // What counts is the time of the ingest that read it, not of the one that does not want to.
     let racy = publish(&home, tree.path(), options("a@1.0.2"))
         .await
@@ -321,9 +332,7 @@ async fn what_was_never_judged_is_judged() {
 #[tokio::test]
 async fn what_is_stored_already_needs_no_room() {
     let (mut home, tree) = (Home::with_quota(9 << 20), tree());
-    let homes = vec![home.dir.path().to_path_buf()];
-    let (store, state) = (Arc::clone(&home.store), Arc::clone(&home.state));
-    home.publisher = Publisher::with_clock(store, state, homes, later);
+    set_clock(&mut home, later);
     publish(&home, tree.path(), options("a@1.0.0"))
         .await
         .unwrap();

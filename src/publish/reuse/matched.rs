@@ -6,7 +6,7 @@ use super::super::PublishError;
 use super::super::sink::Sink;
 use super::super::spool::{KnownFile, SpoolReader, SpoolWriter};
 use super::Base;
-use super::record::{Entry, KnownPieces, NewRecord, RecordWriter};
+use super::record::{Began, Entry, KnownPieces, NewRecord, RecordWriter};
 use crate::catalog::CatalogError;
 use crate::manifest::CatalogBlocks;
 use crate::torrent::{FILES_MAX, Pieces};
@@ -23,13 +23,13 @@ pub(crate) struct Matched {
     record: Option<Unwritten>,
 }
 
-/// Looks for every file of `spool` in the last version. `began_ns` is the time before the walk; the record of what is
-/// found is begun in `records`, if that is wanted; other files go to `temporary`.
+/// Looks for every file of `spool` in the last version. `began` was before the walk; the record of what is found is
+/// begun in `records`, if that is wanted; other files go to `temporary`.
 pub(crate) fn match_up(
     mut spool: SpoolReader,
     base: Option<&Base>,
     sink: &dyn Sink,
-    began_ns: i64,
+    began: Began,
     records: Option<&Path>,
     temporary: &Path,
 ) -> Result<Matched, PublishError> {
@@ -44,7 +44,7 @@ pub(crate) fn match_up(
         for _ in 0..directory.files {
             let mut file = spool.file()?;
             if let Some(record) = &mut record
-                && let Some(entry) = Entry::new(&file.stat, began_ns)
+                && let Some(entry) = Entry::new(&file.stat, began)
             {
                 record.set(file.row, &entry)?;
             }

@@ -11,4 +11,4 @@ mod record;
 
 pub(crate) use base::Base;
 pub(crate) use matched::match_up;
-pub(crate) use record::{KnownPieces, NewRecord};
+pub(crate) use record::{Began, KnownPieces, NewRecord};

@@ -38,8 +38,36 @@ const CHECKSUM_BYTES: u64 = 32;
 const ROWS_MAX: u32 = 1 << 24;
 
 /// How far a file's times have to lie before the ingest, so that a later change shows in them: some file systems count
-/// in steps of two seconds. This is git's "racy" rule.
+/// in steps of two seconds, and some go by the clock of another machine. This is git's "racy" rule.
 const RACY_NS: i64 = 2_000_000_000;
+
+/// The same for local file systems that take times from the kernel's clock: its ticks are 10 ms apart at most.
+const RACY_FINE_NS: i64 = 100_000_000;
+
+/// When an ingest began, by which a file's times are judged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    /// In nanoseconds since 1970, before the walk.
+    pub(crate) ns: i64,
+    /// The device whose file system is known to count in ticks of the kernel's clock.
+    pub(crate) fine_device: Option<u64>,
+}
+
+impl Began {
+    /// Returns whether a file that is changed from here on has other times than it had.
+    fn shows_changes(&self, stat: &Stat) -> bool {
+        let racy_ns = match self.fine_device {
+            // Whole seconds are what a file system writes whose inodes have no room for more.
+            Some(device) if device == stat.device && stat.ctime.1 != 0 => RACY_FINE_NS,
+            _ => RACY_NS,
+        };
+        let (Some(ctime_ns), Some(mtime_ns)) = (stat.ctime_ns(), stat.mtime_ns()) else {
+            return false;
+        };
+        let latest = mtime_ns.max(ctime_ns).checked_add(racy_ns);
+        latest.is_some_and(|latest| latest < self.ns)
+    }
+}
 
 /// Bytes that are read or written at once.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -54,16 +82,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Takes what a file is at an ingest that began at `began_ns`; none when a later change might not show.
-    pub(super) fn new(stat: &Stat, began_ns: i64) -> Option<Entry> {
-        let ctime_ns = stat.ctime_ns()?;
-        let mtime_ns = stat.mtime_ns()?;
-        let settled = mtime_ns.max(ctime_ns).checked_add(RACY_NS)? < began_ns;
-        (stat.kind == FileKind::File && stat.inode != 0 && settled).then_some(Entry {
+    /// Takes what a file is; none when a later change might not show.
+    pub(super) fn new(stat: &Stat, began: Began) -> Option<Entry> {
+        let usable = stat.kind == FileKind::File && stat.inode != 0 && began.shows_changes(stat);
+        usable.then_some(Entry {
             device: stat.device,
             inode: stat.inode,
-            mtime_ns,
-            ctime_ns,
+            mtime_ns: stat.mtime_ns()?,
+            ctime_ns: stat.ctime_ns()?,
         })
     }
 
@@ -363,7 +389,10 @@ impl NewRecord {
 mod tests {
     use super::*;
 
-    const BEGAN: i64 = 2_000_000_000_000_000_000;
+    const BEGAN: Began = Began {
+        ns: 2_000_000_000_000_000_000,
+        fine_device: None,
+    };
 
     fn stat() -> Stat {
         Stat {
@@ -467,8 +496,22 @@ mod tests {
     fn only_what_settled_before_the_ingest_proves_anything() {
         let settled = stat();
         let ctime_ns = settled.ctime_ns().unwrap();
-        assert!(Entry::new(&settled, ctime_ns + RACY_NS + 1).is_some());
-        assert!(Entry::new(&settled, ctime_ns + RACY_NS).is_none());
+        let after = |ns, fine_device| Began {
+            ns: ctime_ns + ns,
+            fine_device,
+        };
+        let foreign = Some(settled.device + 1);
+        for (device, least) in [
+            (None, RACY_NS),
+            (foreign, RACY_NS),
+            (Some(settled.device), RACY_FINE_NS),
+        ] {
+            assert!(Entry::new(&settled, after(least + 1, device)).is_some());
+            assert!(Entry::new(&settled, after(least, device)).is_none());
+        }
+        let mut whole = settled;
+        whole.ctime.1 = 0;
+        assert!(Entry::new(&whole, after(RACY_FINE_NS + 1, Some(whole.device))).is_none());
         let mut later = settled;
         later.mtime = (3_000_000_000, 0);
         assert!(Entry::new(&later, BEGAN).is_none());
