@@ -12,7 +12,7 @@ use super::{Context, Error, target};
 use crate::manifest::{Envelope, Signed};
 use crate::serve::control::{
     Client, DropItem, DropStatus, EntryItem, Event, Failure, FailureKind, Inspection, PackageItem,
-    PeerStatus, Reply, Request, Status, TorrentStatus, Why,
+    Reply, Request, Status, TorrentStatus, Why,
 };
 
 /// Peers of a source that are shown to people.
@@ -90,7 +90,7 @@ fn show_status(status: &Status) -> std::io::Result<()> {
     for source in &status.sources {
         output::line(&format!("source      {}", source.sentence()))?;
         for peer in source.peers.iter().take(PEERS_SHOWN) {
-            output::line(&describe_peer(peer))?;
+            output::line(&format!("  peer      {}", peer.sentence()))?;
         }
     }
     for registry in &status.registries {
@@ -164,29 +164,6 @@ fn show_seeds(torrent: &TorrentStatus) -> std::io::Result<()> {
         output::line(&format!("            and {more} more"))?;
     }
     Ok(())
-}
-
-/// One line for one of the peers that a source consists of.
-fn describe_peer(peer: &PeerStatus) -> String {
-    let client = peer.client.as_deref().unwrap_or("unknown program");
-    let state = match peer {
-        _ if peer.banned => ", not asked any more: it lied".to_owned(),
-        _ if peer.connected => ", connected".to_owned(),
-        _ => match &peer.last_error {
-            Some(error) => format!(", {error}"),
-            None => String::new(),
-        },
-    };
-    let answer = peer
-        .answer_ms
-        .map(|ms| format!(", answers in {ms} ms"))
-        .unwrap_or_default();
-    format!(
-        "  peer      {} ({client}): {} in {} blocks{answer}{state}",
-        peer.name,
-        bytes(peer.bytes),
-        peer.blocks
-    )
 }
 
 /// Lists packages and versions.

@@ -281,7 +281,12 @@ impl Fetcher {
         let now = Instant::now();
         let sources = self.inner.sources.load();
         let asked = sources.iter().filter(|ranked| ranked.source.serves(want));
-        asked.map(|ranked| ranked.report(now)).collect()
+        asked
+            .map(|ranked| SourceReport {
+                peers: ranked.source.peers_for(want),
+                ..ranked.report(now)
+            })
+            .collect()
     }
 
     /// Ends all flights; their waiters get [`FetchError::Closed`]. Returns when the last one has ended and everything

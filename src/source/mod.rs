@@ -224,6 +224,11 @@ pub trait BlockSource: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Returns who of them can be asked for `want`.
+    fn peers_for(&self, _want: &Want) -> Vec<PeerReport> {
+        self.peers()
+    }
+
     /// Asks for the bytes of `want`. Cancel-safe: dropping the future ends the work.
     ///
     /// At most one byte more than the wanted length is read; the answer is not checked here. While bytes arrive the

@@ -120,6 +120,10 @@ pub(crate) fn read_by(published: &Published, config: &str, address: SocketAddr, 
     assert!(name.to_lowercase().contains(client), "{peers:?}");
     let bytes = peers[0]["bytes"].as_u64().unwrap();
     assert!(bytes > 5_000_000 + (7 << 20), "{peers:?}");
+    // Who could be asked again is told, peer by peer.
+    reader.run(&["evict", "acme/tools@1.0.0"]);
+    let why = reader.run(&["why", "acme/tools/large"]);
+    assert!(why.contains(&format!("peer {address} (")), "{why}");
     println!("read from {client}: {peers:?}");
 }
 

@@ -568,6 +568,38 @@ fn a_version_never_changes_and_a_dry_run_changes_nothing() {
     );
 }
 
+/// As a publish that was killed between writing the mirror and the announcement leaves it.
+#[test]
+fn a_mirror_of_a_version_that_was_never_announced_is_gone_on_from_or_named() {
+    let killed = Home::new();
+    killed.run(&["keygen"]).ok();
+    killed.tree("tree");
+    let mirror = format!("{}/", killed.at("mirror").display());
+    let words = ["--name", "acme/tools", "--version", "1.0.0", "--mtime", "7"];
+    let publish = [&["publish", "tree"], &words[..], &["--to", &mirror]].concat();
+    killed.run(&publish).ok();
+
+    // The same tree again: what is there is the right one.
+    let again = Home::new();
+    again.run(&["keygen"]).ok();
+    again.tree("tree");
+    let said = again.run(&publish).ok();
+    assert!((said.out + &said.err).contains("there already"));
+    assert!(again.run(&["list"]).ok().out.contains("1.0.0"));
+
+    // Another tree: refused before anything is announced, with what to do.
+    let changed = Home::new();
+    changed.run(&["keygen"]).ok();
+    fs::write(changed.tree("tree").join("hello.txt"), "changed").unwrap();
+    let refused = changed.run(&publish);
+    let refused = refused.failed(1, "exists, and is not the tree that was signed");
+    assert!(refused.err.contains("move it away"));
+    assert!(!changed.run(&["list", "--all"]).ok().out.contains("acme"));
+    assert!(!changed.path.join("registry/packages").exists());
+    fs::remove_dir_all(killed.at("mirror/acme-tools-1.0.0")).unwrap();
+    changed.run(&publish).ok();
+}
+
 #[test]
 fn refusals_to_publish_name_the_way_out() {
     let home = Home::publisher();

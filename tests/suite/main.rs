@@ -34,6 +34,7 @@ mod publish_trees;
 mod publishers;
 mod registry;
 mod releases;
+mod seeding;
 mod share;
 mod state;
 mod store;

@@ -342,6 +342,11 @@ async fn who_was_proven_to_lie_in_one_swarm_is_asked_in_none() {
         assert_eq!(fetch(&swarms, &want).await, Ok(right));
     }
     assert_eq!((liar.count(), honest.count()), (before, asked + 1));
+    // What is told of a want is told of its own torrent.
+    let (want, _) = want(&held, &other, 0, MIB);
+    let peers = swarms.peers_for(&want);
+    assert_eq!(peers.iter().map(|peer| peer.blocks).sum::<u64>(), 16);
+    assert!(swarms.peers_for(&Want::new(want.block)).is_empty());
     swarms.close().await;
 }
 

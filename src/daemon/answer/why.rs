@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use super::look::source_status;
+use crate::block::BlockRef;
 use crate::catalog::{Kind, links};
 use crate::config::Install;
 use crate::daemon::{Home, Target};
-use crate::install::{Listed, Tree, want_of};
+use crate::install::{Listed, Tree, catalog_want, want_of};
 use crate::serve::control::Why;
+use crate::source::{SourceKind, Want};
+
+/// Peers of a swarm that are named one by one; `status --json` has all.
+const PEERS_SHOWN: usize = 8;
 
 impl Home {
     pub(super) async fn why(&self, text: &str) -> Why {
@@ -61,14 +66,32 @@ impl Home {
     fn why_sources(&self, version: &Listed, tree: &Tree, number: u32, why: &mut Why) {
         let block = tree.row(number).and_then(|row| tree.block(&row, 0));
         let want = block.and_then(|block| want_of(version, tree, number, block));
-        let Ok(want) = want else { return };
-        let asked = self.fetcher.report_for(&want);
+        if let Ok(want) = want {
+            self.why_asked(&want, why);
+        }
+    }
+
+    /// Says who would be asked for a block, and of a swarm which peers are known.
+    fn why_asked(&self, want: &Want, why: &mut Why) {
+        let asked = self.fetcher.report_for(want);
         if asked.is_empty() {
             why.lines.push("there is nobody to ask for the rest".into());
         }
-        for source in asked.into_iter().map(source_status) {
+        for source in asked {
+            let is_swarm = source.kind == SourceKind::Torrent;
+            let source = source_status(source);
             why.lines
                 .push(format!("it can be asked for: {}", source.sentence()));
+            if is_swarm && source.peers.is_empty() {
+                why.lines
+                    .push("  no peer of its torrent is known yet".into());
+            }
+            let shown = source.peers.iter().take(PEERS_SHOWN);
+            why.lines
+                .extend(shown.map(|peer| format!("  peer {}", peer.sentence())));
+            if let Some(more @ 1..) = source.peers.len().checked_sub(PEERS_SHOWN) {
+                why.lines.push(format!("  and {more} peers more"));
+            }
         }
     }
 
@@ -115,6 +138,14 @@ impl Home {
                 .find_map(|digest| self.fetcher.last_failure(digest))
             {
                 why.lines.push(format!("the last try failed: {error}"));
+            }
+            if !here && let Some(digest) = version.manifest().catalog.blocks.first() {
+                let block = BlockRef {
+                    file: catalog,
+                    index: 0,
+                    digest: *digest,
+                };
+                self.why_asked(&catalog_want(version, block), why);
             }
             return;
         };

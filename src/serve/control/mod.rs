@@ -8,6 +8,7 @@ mod client;
 mod message;
 mod release;
 mod server;
+mod source;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -17,4 +18,5 @@ pub use client::{Client, ClientError, Reply};
 pub use message::*;
 pub use release::*;
 pub use server::{Handler, Peer, Replies, serve, serve_connection};
+pub use source::{PeerStatus, SourceStatus};
 pub use wire::FRAME_BYTES_MAX;

@@ -18,6 +18,8 @@ mod judge;
 mod link;
 mod pace;
 mod state;
+#[cfg(test)]
+mod state_tests;
 mod swarm;
 mod trackers;
 mod wire;
@@ -235,6 +237,17 @@ impl Drop for Swarms {
     }
 }
 
+/// Says what is known of the peers of some swarms, who gave most first.
+fn tell(swarms: impl IntoIterator<Item = Arc<Swarm>>) -> Vec<PeerReport> {
+    let mut reports = Vec::new();
+    for swarm in swarms {
+        swarm.report(&mut reports);
+    }
+    reports.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+    reports.truncate(PEERS_TOLD);
+    reports
+}
+
 #[async_trait]
 impl BlockSource for Swarms {
     fn name(&self) -> &str {
@@ -262,13 +275,16 @@ impl BlockSource for Swarms {
             let swarms = self.shared.swarms.lock();
             swarms.iter().map(|(_, swarm)| Arc::clone(swarm)).collect()
         };
-        let mut reports = Vec::new();
-        for swarm in swarms {
-            swarm.report(&mut reports);
-        }
-        reports.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        reports.truncate(PEERS_TOLD);
-        reports
+        tell(swarms)
+    }
+
+    fn peers_for(&self, want: &Want) -> Vec<PeerReport> {
+        let torrent = want.torrent.as_ref().map(|place| place.torrent.info_hash);
+        let swarms = self.shared.swarms.lock();
+        // Looking is no use of it.
+        let swarm = torrent.and_then(|info_hash| swarms.peek(&info_hash).cloned());
+        drop(swarms);
+        tell(swarm)
     }
 
     async fn fetch(&self, want: &Want, spill: &Spill) -> Result<Bytes, SourceError> {
