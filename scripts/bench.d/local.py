@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 
-from harness import MIB, drop_caches, free_port, list_files, make_large, run, wait_for
+from harness import MIB, drop_caches, free_port, list_files, make_large, make_small, run, run_measured, wait_for
 
 
 def publish(bench):
@@ -25,6 +25,29 @@ def publish(bench):
         shutil.rmtree(bench.path(home))
     bench.row("publish, 1 GiB file, page cache warm", rates, "MiB/s", 400)
     bench.row("the most memory it had", memory, "MiB", None, better="lower")
+    shutil.rmtree(tree)
+    again(bench)
+
+
+def again(bench):
+    """A tree of 10,000 files, then the same with one file changed."""
+    tree = bench.path("again-tree")
+    os.makedirs(tree)
+    make_small(tree, 10_000, 16 << 10)
+    first, ratios = [], []
+    for round_ in range(bench.options.rounds):
+        home = f"again-{round_}"
+        bench.home(home, "keygen")
+        took = []
+        for version in ("1.0.0", "1.0.1"):
+            took.append(run_measured(bench.manifs, "--home", bench.path(home), "-q", "publish", tree, "--name", "pkg",
+                                     "--version", version)[0])
+            with open(os.path.join(tree, "d004/f004321"), "ab") as file:
+                file.write(b"changed")
+        first.append(took[0])
+        ratios.append(took[1] / took[0])
+    bench.row("publish of 10,000 files of 16 KiB", first, "s", None, better="lower")
+    bench.row("the same with one of them changed", ratios, "x", 0.1, "the first time", better="lower")
     shutil.rmtree(tree)
 
 
