@@ -20,6 +20,7 @@ mod proxy;
 mod awkward;
 mod changes;
 mod damage;
+mod dropping;
 mod laziness;
 mod liars;
 mod library;

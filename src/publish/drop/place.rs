@@ -558,7 +558,8 @@ impl DropDirectory {
         // In a directory of many, a name is no proof that the tree was ours to remove.
         let left = self.group.is_some() || clear::remove_older(&disk, since)?;
         if left || rustix::fs::unlinkat(place, name, AtFlags::REMOVEDIR).is_err() {
-            let given_back = give_back(place, name, old)?;
+            // Never under its old name: half a tree must not be published.
+            let given_back = give_back(place, name, &left_name(old))?;
             tracing::warn!(
                 place = given_back,
                 "what was put into a directory while it was cleared away is kept"
@@ -677,10 +678,14 @@ fn remove(entry: &Entry, inventory: &mut Inventory, since: i128) -> io::Result<C
     let left = clear::remove_inventory(&entry.disk, inventory)?;
     if left || rustix::fs::unlinkat(parent, &*hidden, AtFlags::REMOVEDIR).is_err() {
         // Never under its old name: half a tree must not be published.
-        let name = [name, b"~1"].concat();
-        return Ok(Cleared::Left(give_back(parent, &hidden, &name)?));
+        return Ok(Cleared::Left(give_back(parent, &hidden, &left_name(name))?));
     }
     Ok(Cleared::Removed)
+}
+
+/// Returns the name for what is left of an entry: no version that there can be.
+fn left_name(name: &[u8]) -> Vec<u8> {
+    [name, b"~1"].concat()
 }
 
 /// Renames a hidden directory back, or to a free name beside it; returns the name.

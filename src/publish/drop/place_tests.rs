@@ -1,1 +1,299 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use super::*;
+
+struct Around {
+    directory: tempfile::TempDir,
+    place: DropDirectory,
+}
+
+fn around() -> Around {
+    let directory = tempfile::tempdir().unwrap();
+    let temporary = directory.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let place = DropDirectory::open(&directory.path().join("drop"), None, &temporary).unwrap();
+    Around { directory, place }
+}
+
+impl Around {
+    fn path(&self, below: &str) -> PathBuf {
+        self.directory.path().join("drop").join(below)
+    }
+
+    fn tree(&self, name: &str) -> Key {
+        for file in ["file", "sub/file"] {
+            let path = self.path(name).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, file).unwrap();
+        }
+        Key::from_path(name.as_bytes()).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = self.place.list().unwrap().entries;
+        entries.iter().map(|found| found.key.to_string()).collect()
+    }
+
+    fn raw_names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("")).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn entries_scopes_and_what_is_neither() {
+    let around = around();
+    assert!(around.names().is_empty());
+    around.tree("a@1.0.0");
+    around.tree("acme/b@next");
+    around.tree("acme/no-version");
+    around.tree(".building@1.0.0");
+    around.tree("plain");
+    fs::create_dir(around.path("empty")).unwrap();
+    fs::write(around.path("archive.tar"), "").unwrap();
+    fs::write(around.path("a@1.0.0.status"), "").unwrap();
+    fs::write(around.path("acme/note"), "").unwrap();
+    symlink("a@1.0.0", around.path("link@1.0.0")).unwrap();
+    assert_eq!(
+        around.names(),
+        [
+            "a@1.0.0",
+            "acme/b@next",
+            "acme/no-version",
+            "archive.tar",
+            "link@1.0.0",
+            "plain"
+        ]
+    );
+    let listed = around.place.list().unwrap();
+    let scopes: Vec<&str> = listed
+        .scopes
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(scopes, ["acme", "empty"]);
+    // A look is a look, also the second time.
+    assert_eq!(around.names().len(), 6);
+}
+
+#[test]
+fn a_mark_is_seen_and_told_from_another() {
+    let around = around();
+    around.tree("a@1.0.0");
+    let mark = || around.place.list().unwrap().entries[0].mark;
+    assert_eq!(mark(), None);
+    fs::write(around.path("a@1.0.0/.publish"), "").unwrap();
+    let first = mark();
+    assert!(first.is_some());
+    assert_eq!(mark(), first);
+    let file = fs::File::open(around.path("a@1.0.0/.publish")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_ne!(mark(), first);
+}
+
+#[test]
+fn an_entry_that_was_there_before_its_scope_was_moved_in() {
+    let around = around();
+    around.tree(".old");
+    fs::create_dir(around.path("acme")).unwrap();
+    fs::rename(around.path(".old"), around.path("acme/old@1.0.0")).unwrap();
+    around.tree("acme/new@1.0.0");
+    let entries = around.place.list().unwrap().entries;
+    let moved: Vec<(String, bool)> = entries
+        .iter()
+        .map(|found| (found.key.to_string(), found.moved_in))
+        .collect();
+    let known = born_ns(&fs::File::open(around.path("acme")).unwrap().into()).is_some();
+    assert_eq!(
+        moved,
+        [
+            ("acme/new@1.0.0".to_owned(), false),
+            ("acme/old@1.0.0".to_owned(), known)
+        ]
+    );
+}
+
+#[test]
+fn only_a_directory_of_its_own_with_the_right_mode_will_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let open =
+        |name: &str| DropDirectory::open(&directory.path().join(name), None, directory.path());
+    open("new/deep").unwrap();
+    let mode = fs::metadata(directory.path().join("new/deep"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    symlink("new", directory.path().join("link")).unwrap();
+    fs::write(directory.path().join("file"), "").unwrap();
+    for name in ["link", "file"] {
+        let refused = open(name).err().unwrap();
+        assert!(
+            matches!(refused, DropError::NotADirectory { .. }),
+            "{refused}"
+        );
+    }
+    let wide = directory.path().join("wide");
+    fs::create_dir(&wide).unwrap();
+    fs::set_permissions(&wide, fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = open("wide").err().unwrap();
+    assert!(refused.to_string().contains("has mode 0755"), "{refused}");
+    assert_eq!(refused.hint(), format!("chmod 700 {}", wide.display()));
+}
+
+#[test]
+fn a_link_is_no_entry_and_its_target_is_never_opened() {
+    let around = around();
+    fs::create_dir(around.directory.path().join("outside")).unwrap();
+    symlink("../outside", around.path("a@1.0.0")).unwrap();
+    symlink("../..", around.path("acme")).unwrap();
+    for key in ["a@1.0.0", "acme/outside"] {
+        let key = Key::from_path(key.as_bytes()).unwrap();
+        let refused = around.place.entry(&key).err().unwrap();
+        assert!(matches!(refused, DropError::Foreign), "{refused}");
+        let written = around.place.write_status(&key, "x");
+        assert_eq!(written.is_ok(), key.scope().is_none());
+    }
+    // The status was written beside the link, and nothing into what it leads to.
+    assert!(around.path("a@1.0.0.status").is_file());
+    assert_eq!(
+        fs::read_dir(around.directory.path().join("outside"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_status_replaces_whatever_has_its_name_and_follows_nothing() {
+    let around = around();
+    let key = around.tree("a@1.0.0");
+    let secret = around.directory.path().join("secret");
+    fs::write(&secret, "old").unwrap();
+    symlink(&secret, around.path("a@1.0.0.status")).unwrap();
+    around.place.write_status(&key, "published\n").unwrap();
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "old");
+    assert_eq!(
+        fs::read_to_string(around.path("a@1.0.0.status")).unwrap(),
+        "published\n"
+    );
+    assert!(!around.path("a@1.0.0.status").is_symlink());
+    fs::remove_file(around.path("a@1.0.0.status")).unwrap();
+    fs::create_dir(around.path("a@1.0.0.status")).unwrap();
+    assert!(around.place.write_status(&key, "x").is_err());
+    assert_eq!(around.raw_names(), ["a@1.0.0", "a@1.0.0.status"]);
+}
+
+#[test]
+fn what_was_published_is_removed_or_moved() {
+    let around = around();
+    let key = around.tree("a@1.0.0");
+    let clear = |after| {
+        let entry = around.place.entry(&key).unwrap();
+        let mut inventory = around.place.inventory(&entry).unwrap();
+        around.place.clear(&entry, &mut inventory, after).unwrap()
+    };
+    assert_eq!(clear(After::Remove), Cleared::Removed);
+    assert!(around.raw_names().is_empty());
+    for place in [".published/a@1.0.0", ".published/a@1.0.0~1"] {
+        around.tree("a@1.0.0");
+        assert_eq!(clear(After::Move), Cleared::Moved(place.to_owned()));
+        assert!(around.path(place).join("sub/file").is_file());
+    }
+    assert!(around.names().is_empty());
+}
+
+#[test]
+fn what_changed_since_stays_as_it_is() {
+    let around = around();
+    let key = around.tree("a@1.0.0");
+    let entry = around.place.entry(&key).unwrap();
+    let mut inventory = around.place.inventory(&entry).unwrap();
+    fs::write(around.path("a@1.0.0/sub/new"), "precious").unwrap();
+    let cleared = around
+        .place
+        .clear(&entry, &mut inventory, After::Remove)
+        .unwrap();
+    assert_eq!(
+        cleared,
+        Cleared::Kept {
+            path: "sub".to_owned(),
+            why: "changed since"
+        }
+    );
+    assert_eq!(
+        fs::read_to_string(around.path("a@1.0.0/sub/new")).unwrap(),
+        "precious"
+    );
+    assert!(around.path("a@1.0.0/file").is_file());
+    // Another directory under the same name is not what was published either.
+    let mut inventory = around.place.inventory(&entry).unwrap();
+    fs::rename(around.path("a@1.0.0"), around.path(".aside")).unwrap();
+    around.tree("a@1.0.0");
+    let cleared = around
+        .place
+        .clear(&entry, &mut inventory, After::Remove)
+        .unwrap();
+    assert_eq!(
+        cleared,
+        Cleared::Kept {
+            path: String::new(),
+            why: "replaced since"
+        }
+    );
+    assert!(around.path("a@1.0.0/sub/file").is_file());
+    assert!(around.path(".aside/sub/new").is_file());
+}
+
+#[test]
+fn what_a_dead_process_was_removing_is_removed_at_the_next_start_but_for_what_is_newer() {
+    let around = around();
+    around.tree(".manifs-removing-99999999999999999999-a@1.0.0");
+    around.tree(".manifs-removing-5-b@1.0.0");
+    fs::write(around.path(".manifs-status-0"), "x").unwrap();
+    let path = around.path("");
+    let again = DropDirectory::open(&path, None, around.directory.path()).unwrap();
+    // Never under its own name: half of it may be gone.
+    assert_eq!(around.raw_names(), ["b@1.0.0~1"]);
+    assert!(around.path("b@1.0.0~1/sub/file").is_file());
+    assert_eq!(again.list().unwrap().entries.len(), 1);
+}
+
+#[test]
+fn instructions_are_read_from_a_regular_file_of_bounded_size() {
+    let around = around();
+    let key = around.tree("a@next");
+    let wanted = key.wanted().unwrap();
+    let path = around.path("a@next/manifs.toml");
+    let read = || {
+        let entry = around.place.entry(&key).unwrap();
+        entry
+            .instructions(&wanted)
+            .map_err(|errors| errors[0].to_string())
+    };
+    assert_eq!(read().unwrap(), Instructions::default());
+    fs::write(&path, "version = \"2.0.0\"").unwrap();
+    assert_eq!(read().unwrap().version.unwrap().to_string(), "2.0.0");
+    fs::write(&path, "# ".repeat(40 << 10)).unwrap();
+    assert!(read().unwrap_err().contains("more than 65536 bytes"));
+    fs::write(&path, b"\xff").unwrap();
+    assert!(read().unwrap_err().contains("UTF-8"));
+    fs::remove_file(&path).unwrap();
+    symlink("/etc/passwd", &path).unwrap();
+    assert_eq!(read().unwrap_err(), "it is a link");
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &path,
+        rustix::fs::FileType::Fifo,
+        Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    assert!(read().unwrap_err().contains("not a regular file"));
+}
