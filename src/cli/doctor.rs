@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::output;
 use super::{Context, Error};
+use crate::daemon::publish_problem;
 use crate::manifest::TrustPolicy;
 use crate::serve::control::{Client, Request, Status};
 use crate::state::{State, StateError};
@@ -49,6 +50,9 @@ impl Doctor {
         );
         check("trust policy", trust(context));
         check("private keys", keys(context));
+        if let Some(section) = &context.config.publish {
+            check("drop directory", publish_problem(&context.paths, section));
+        }
         check("/dev/fuse", device());
         check("fusermount3", helper());
         check("store", disk(context));

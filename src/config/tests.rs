@@ -232,3 +232,55 @@ fn every_key_is_described() {
     }
     assert_eq!(keys, 25, "a new key needs a place here too");
 }
+
+#[test]
+fn unattended_publishing_says_what_it_signs() {
+    let config = parse("[publish]\nnames = [\"acme/*\", \"tool\"]\n").unwrap();
+    let publish = config.publish.unwrap();
+    assert_eq!(publish.key, Path::new("default"));
+    assert_eq!(publish.settle, Duration::from_secs(60));
+    assert_eq!(publish.after, crate::publish::drop::After::Remove);
+    let publish = parse(
+        "[publish]\nnames = [\"*\"]\nto = [\"torrent\"]\nsettle = \"0s\"\nafter = \"move\"\ngroup = \"staff\"\n",
+    );
+    assert!(publish.unwrap().publish.unwrap().seeds());
+    for (text, word) in [
+        ("[publish]\n", "names"),
+        ("[publish]\nnames = []\n", "which packages"),
+        ("[publish]\nnames = [\"a*\"]\n", "no pattern"),
+        (
+            "[publish]\nnames = [\"*\"]\nto = [\"./mirror/\"]\n",
+            "only network",
+        ),
+        (
+            "[publish]\nnames = [\"*\"]\nregistry = \"http://r\"\n",
+            "only be read",
+        ),
+        ("[publish]\nnames = [\"*\"]\nafter = \"burn\"\n", "burn"),
+        ("[publish]\nnames = [\"*\"]\nallow = [\"links\"]\n", "allow"),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.contains(word), "{text}: {error}");
+    }
+}
+
+#[test]
+fn paths_of_unattended_publishing_begin_at_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    let read = |key: &str| {
+        let text = format!(
+            "[publish]\nnames = [\"*\"]\nkey = {key:?}\ndirectory = \"in\"\nregistry = \"out\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap().publish.unwrap()
+    };
+    let publish = read("release");
+    assert_eq!(publish.key, Path::new("release"));
+    assert_eq!(publish.directory, Some(directory.path().join("in")));
+    assert_eq!(publish.registry, Some(directory.path().join("out")));
+    assert_eq!(
+        read("k/release.pem").key,
+        directory.path().join("k/release.pem")
+    );
+}

@@ -39,6 +39,7 @@ use crate::source::torrent;
 use crate::state::{State, StateError};
 use crate::store::{self, Index, Store, StoreError};
 
+pub use self::drop::publish_problem;
 pub use run::run;
 pub(crate) use target::package_version;
 pub use target::{Target, TargetError};

@@ -332,3 +332,55 @@ fn a_daemon_without_its_key_does_not_start() {
         "{said}"
     );
 }
+
+#[test]
+fn members_of_a_group_publish_what_is_theirs_and_nothing_else() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::process::CommandExt as _;
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED members_of_a_group_publish_what_is_theirs_and_nothing_else: needs root");
+        return;
+    }
+    let around = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(around.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let publish = around.path().join("drop");
+    let settings = format!(
+        "settle = \"0s\"\ngroup = \"nogroup\"\ndirectory = {:?}\n",
+        publish.to_str().unwrap()
+    );
+    let (home, mountpoint) = dropping(&settings);
+    let as_nobody = |script: &str| {
+        let output = Command::new("bash")
+            .args(["-euc", script])
+            .current_dir(&publish)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", describe(&output));
+    };
+    as_nobody("mkdir -p tool@1.0.0/d; echo mine > tool@1.0.0/d/file; touch tool@1.0.0/.publish");
+    let said = wait_status(&home, &mountpoint, "tool@1.0.0", "published");
+    assert!(said.contains("tool@1.0.0"), "{said}");
+    assert_eq!(
+        std::fs::metadata(publish.join("tool@1.0.0.status"))
+            .unwrap()
+            .uid(),
+        NOBODY
+    );
+    // A hard link to a file of somebody else, and a mount, are not what its owner may give away.
+    std::fs::write(publish.join(".secret"), "root's own").unwrap();
+    as_nobody("mkdir tool@1.0.1; echo mine > tool@1.0.1/file");
+    std::fs::hard_link(publish.join(".secret"), publish.join("tool@1.0.1/stolen")).unwrap();
+    as_nobody("touch tool@1.0.1/.publish");
+    let said = wait_status(&home, &mountpoint, "tool@1.0.1", "refused");
+    assert!(
+        said.contains("- stolen: not owned by the owner of the directory"),
+        "{said}"
+    );
+    assert_eq!(
+        std::fs::read_to_string(publish.join(".secret")).unwrap(),
+        "root's own"
+    );
+}

@@ -104,6 +104,20 @@ pub(super) async fn settings(
     read.await.map_err(Failure::failed)?.map(Some)
 }
 
+/// Says what would keep a daemon from publishing as a section says; none: nothing.
+pub fn publish_problem(paths: &crate::config::Paths, section: &PublishSection) -> Option<String> {
+    let checked = Settings::new(paths, section).map(drop).and_then(|()| {
+        let group = settings::group(section).map_err(|error| drop_failure(&error.into()))?;
+        DropDirectory::check(&settings::directory(paths, section), group.as_ref())
+            .map_err(|error| drop_failure(&error))
+    });
+    let failure = checked.err()?;
+    Some(match failure.hint {
+        Some(hint) => format!("{}: {hint}", failure.message),
+        None => failure.message,
+    })
+}
+
 impl Home {
     /// Publishes from the drop directory until the home stops, where that is configured.
     ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Dropping;
 use super::settings::Settings;
 use crate::daemon::Home;
-use crate::manifest::{PackageVersion, TrustPolicy};
+use crate::manifest::{PackageVersion, TrustPolicy, Version};
 use crate::publish::drop::{
     After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
     Key, Report, Standing, Wanted, Word, refusal_lines,
@@ -231,7 +231,7 @@ async fn publish(
     registry: Arc<dyn Registry>,
     progress: &Arc<Progress>,
 ) -> Result<Success, Stop> {
-    let named = opened
+    let mut named = opened
         .wanted
         .version
         .clone()
@@ -292,8 +292,10 @@ async fn publish(
             prepared,
             summary,
         };
-        if let Some(success) = job.equal(standing.as_ref(), &registry) {
-            return Ok(success);
+        if let Some(version) = standing.as_ref().and_then(|standing| job.equal(standing)) {
+            // Not simply done: it may have been signed, and not announced.
+            named = Some(version);
+            continue;
         }
         return job.finish(settings, opened, trust, progress).await;
     }
@@ -326,19 +328,8 @@ impl Drop for Job<'_> {
 
 impl Job<'_> {
     /// Returns the version that there is, where a next one would have the same content.
-    fn equal(&self, standing: Option<&Standing>, registry: &Arc<dyn Registry>) -> Option<Success> {
-        let (version, manifest) = standing?.equal(self.prepared.manifest.as_ref()?)?;
-        let package = PackageVersion::new(self.summary.package.name.clone(), version.clone());
-        Some(Success {
-            committed: Committed {
-                package: package.to_string(),
-                manifest: manifest.id().to_string(),
-                unchanged: true,
-                registry: registry.name().to_owned(),
-                ..committed(&self.summary)
-            },
-            notes: notes(&self.summary),
-        })
+    fn equal(&self, standing: &Standing) -> Option<Version> {
+        standing.equal(self.prepared.manifest.as_ref()?).cloned()
     }
 
     /// Signs, and makes it visible; signs again where somebody else was faster.
@@ -402,6 +393,7 @@ fn stop(error: &PublishError, opened: &Opened) -> Stop {
         }
         PublishError::Cancelled => Stop::Over,
         PublishError::Busy(_)
+        | PublishError::Contended { .. }
         | PublishError::NoJob(_)
         | PublishError::Behind { .. }
         | PublishError::State(_)

@@ -175,7 +175,6 @@ mod tests {
                 assert_eq!(found, Some((path.as_bytes().to_vec(), what)));
             }
         }
-        tree(&root);
         let disk = open(&root);
         let mut inventory = Inventory::take(&disk, around.path(), &|| false).unwrap();
         let _writer = File::options().append(true).open(root.join("c/3")).unwrap();

@@ -242,8 +242,8 @@ mod tests {
         assert_eq!(
             errors,
             [
-                "key: only the configuration of the daemon says this",
                 "allow: only the configuration of the daemon says this",
+                "key: only the configuration of the daemon says this",
                 "keywords: expected a list of texts",
                 "latest: expected true or false",
                 "x: no such key",

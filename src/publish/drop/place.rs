@@ -248,6 +248,20 @@ impl DropDirectory {
         Ok(directory)
     }
 
+    /// Judges a directory without touching it; one that is not there yet is fine.
+    ///
+    /// # Errors
+    /// [`DropError`], as opening it would.
+    pub fn check(path: &Path, group: Option<&Group>) -> Result<(), DropError> {
+        if group.is_some() && !rustix::process::geteuid().is_root() {
+            return Err(DropError::NotRoot);
+        }
+        match path.symlink_metadata() {
+            Ok(_) => open(path, group).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Returns where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -27,7 +27,8 @@ impl Around {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, file).unwrap();
         }
-        Key::from_path(name.as_bytes()).unwrap()
+        // What is hidden is no entry.
+        Key::from_path(name.as_bytes()).unwrap_or_else(|| Key::new(None, name.as_bytes()))
     }
 
     fn names(&self) -> Vec<String> {
@@ -296,4 +297,52 @@ fn instructions_are_read_from_a_regular_file_of_bounded_size() {
     )
     .unwrap();
     assert!(read().unwrap_err().contains("not a regular file"));
+}
+
+#[test]
+fn for_a_group_everything_belongs_to_a_member() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED for_a_group_everything_belongs_to_a_member: needs root");
+        return;
+    }
+    const NOBODY: u32 = 65534;
+    let directory = tempfile::tempdir().unwrap();
+    let group = Group::find("nogroup").unwrap();
+    let path = directory.path().join("drop");
+    let place = DropDirectory::open(&path, Some(group.clone()), directory.path()).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o3770);
+    let chown =
+        |below: &str, uid| std::os::unix::fs::chown(path.join(below), Some(uid), None).unwrap();
+    let key = Key::from_path(b"a@1.0.0").unwrap();
+    fs::create_dir(path.join("a@1.0.0")).unwrap();
+    chown("a@1.0.0", NOBODY);
+    let guard = || place.entry(&key).map(|entry| entry.guard());
+    assert_eq!(guard().unwrap().owner, Some(NOBODY));
+    // What root puts there is not the owner's word.
+    fs::write(path.join("a@1.0.0/.publish"), "").unwrap();
+    fs::write(path.join("a@1.0.0/manifs.toml"), "").unwrap();
+    assert_eq!(place.list().unwrap().entries[0].mark, None);
+    let wanted = key.wanted().unwrap();
+    let errors = place
+        .entry(&key)
+        .unwrap()
+        .instructions(&wanted)
+        .unwrap_err();
+    assert!(
+        errors[0].to_string().contains("does not belong"),
+        "{errors:?}"
+    );
+    chown("a@1.0.0/.publish", NOBODY);
+    assert!(place.list().unwrap().entries[0].mark.is_some());
+    // Its status is its owner's, to be removed.
+    place.write_status(&key, "refused\n").unwrap();
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(path.join("a@1.0.0.status")).unwrap());
+    assert_eq!(owner, NOBODY);
+    chown("a@1.0.0", 1);
+    assert!(matches!(guard(), Err(DropError::NotAMember { uid: 1, .. })));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
+    let refused = DropDirectory::check(&path, Some(&group)).unwrap_err();
+    assert!(refused.hint().contains("chmod 3770"), "{}", refused.hint());
 }

@@ -54,11 +54,10 @@ impl Standing {
     }
 
     /// Returns the highest version if it has the same content as `made`.
-    pub fn equal(&self, made: &Manifest) -> Option<(&Version, &Manifest)> {
+    pub fn equal(&self, made: &Manifest) -> Option<&Version> {
         let (version, manifest) = self.highest.as_ref()?;
         let manifest = manifest.as_ref()?;
-        (manifest.catalog == made.catalog && manifest.root == made.root)
-            .then_some((version, manifest))
+        (manifest.catalog == made.catalog && manifest.root == made.root).then_some(version)
     }
 }
 
