@@ -29,9 +29,11 @@ pub async fn run(
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     home.serving.set_ends_with_last_mount(ends_with_last_mount);
+    // First, so that a mount that is asked for at once has its door.
+    home.open_dropping().await?;
     home.start_serving().await?;
     home.resume_publications().await;
-    home.start_dropping().await?;
+    home.start_dropping();
     tracing::info!(pid = std::process::id(), "running");
     ready();
     tokio::pin!(shutdown);

@@ -9,7 +9,7 @@ mod settings;
 mod watch;
 mod work;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,6 +48,9 @@ const LOOKS_MAX: usize = 2;
 const REMEMBERED_MAX: usize = 10_000;
 const SHOWN_MAX: usize = 1000;
 
+/// How many versions a status shows whose directories are cleared away.
+const RECENT_MAX: usize = 20;
+
 /// Where it is written down which entries are done.
 const REMEMBERED: &str = "dropped.json";
 
@@ -68,6 +71,8 @@ pub(super) struct Dropping {
     scanned: Notify,
     under_way: Mutex<HashMap<Key, Arc<Progress>>>,
     told: Mutex<BTreeMap<Key, Told>>,
+    /// The last versions whose directories are cleared away.
+    recent: Mutex<VecDeque<(Key, Told)>>,
     waiting: Mutex<HashMap<Key, Vec<oneshot::Sender<Answer>>>>,
     /// What keeps the directory as a whole from being used.
     problem: Mutex<Option<String>>,
@@ -119,26 +124,30 @@ pub fn publish_problem(paths: &crate::config::Paths, section: &PublishSection) -
 }
 
 impl Home {
-    /// Publishes from the drop directory until the home stops, where that is configured.
+    /// Opens the drop directory, where one is configured; nothing is published yet.
     ///
     /// # Errors
     /// [`Failure`]: the key cannot be read, the directory cannot be used.
-    pub(super) async fn start_dropping(self: &Arc<Self>) -> Result<(), Failure> {
-        let config = self.config.load_full();
-        let Some(section) = config.publish.clone() else {
+    pub(super) async fn open_dropping(&self) -> Result<(), Failure> {
+        let Some(section) = self.config.load().publish.clone() else {
             return Ok(());
         };
         let (paths, journal) = (self.paths.clone(), self.state.journal().to_owned());
         let state = self.state.dir().to_owned();
-        let made = move || Dropping::new(&paths, &section, &journal, &state);
-        let made = tokio::task::spawn_blocking(made)
-            .await
-            .map_err(Failure::failed)?;
-        let dropping = Arc::new(made?);
-        tracing::info!(directory = %dropping.place.path().display(), "directories dropped here are published");
-        self.serving.dropping.store(Some(Arc::clone(&dropping)));
-        self.tasks.spawn(dropping.run(Arc::clone(self)));
+        let open = move || Dropping::new(&paths, &section, &journal, &state);
+        let opened = tokio::task::spawn_blocking(open).await;
+        let opened = opened.map_err(Failure::failed)??;
+        self.serving.dropping.store(Some(Arc::new(opened)));
         Ok(())
+    }
+
+    /// Publishes from the drop directory until the home stops.
+    pub(super) fn start_dropping(self: &Arc<Self>) {
+        let Some(dropping) = self.serving.dropping.load_full() else {
+            return;
+        };
+        tracing::info!(directory = %dropping.place.path().display(), "directories dropped here are published");
+        self.tasks.spawn(dropping.run(Arc::clone(self)));
     }
 }
 
@@ -167,6 +176,7 @@ impl Dropping {
             scanned: Notify::new(),
             under_way: Mutex::default(),
             told: Mutex::default(),
+            recent: Mutex::default(),
             waiting: Mutex::default(),
             problem: Mutex::default(),
             remembered: Mutex::new(remembered.unwrap_or_default()),
@@ -446,8 +456,16 @@ impl Dropping {
         if self.remembered.lock().remove(&key.to_string()).is_some() {
             self.save_remembered().await;
         }
-        let kept =
-            told.is_none_or(|told| matches!(told.report.word, Word::Published | Word::Unchanged));
+        let published = |told: &Told| matches!(told.report.word, Word::Published | Word::Unchanged);
+        let kept = told.as_ref().is_none_or(published);
+        if let Some(told) = told.filter(published) {
+            let mut recent = self.recent.lock();
+            recent.retain(|(known, _)| known != key);
+            recent.push_back((key.clone(), told));
+            if recent.len() > RECENT_MAX {
+                recent.pop_front();
+            }
+        }
         if !kept {
             let (place, key) = (Arc::clone(&self.place), key.clone());
             let _ = tokio::task::spawn_blocking(move || place.remove_status(&key)).await;
@@ -522,7 +540,16 @@ impl Dropping {
             directory: self.place.path().to_owned(),
             names: settings.names.iter().map(ToString::to_string).collect(),
             settle_seconds: settings.settle.as_secs(),
-            entries: told.iter().take(SHOWN_MAX).map(item).collect(),
+            entries: {
+                let recent = self.recent.lock();
+                let recent = recent.iter().filter(|(key, _)| !told.contains_key(key));
+                let recent = recent.map(|(key, told)| (key, told));
+                told.iter()
+                    .take(SHOWN_MAX)
+                    .chain(recent)
+                    .map(item)
+                    .collect()
+            },
         }
     }
 

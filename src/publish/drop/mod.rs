@@ -11,6 +11,7 @@
 
 mod board;
 mod clear;
+mod error;
 mod instructions;
 mod inventory;
 mod lease;
@@ -18,13 +19,15 @@ mod members;
 mod name;
 mod place;
 mod report;
+mod rights;
 mod standing;
 
 pub use board::{Board, Ending, Mark, Phase, Seen};
+pub use error::DropError;
 pub use instructions::{Bump, InstructionError, Instructions};
 pub use inventory::{Fingerprint, Inventory};
 pub use members::{Group, GroupError};
 pub use name::{Key, NameTrouble, Wanted};
-pub use place::{After, Cleared, DropDirectory, DropError, Entry, Found, Listed};
+pub use place::{After, Cleared, DropDirectory, Entry, Found, Listed};
 pub use report::{Report, Word, refusal_lines};
 pub use standing::Standing;

@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::Uid;
 
 use super::board::Mark;
 use super::clear;
+use super::error::{DropError, entry_error};
 use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions};
 use super::inventory::{self, Fingerprint, Inventory};
-use super::members::{Group, GroupError};
+use super::members::Group;
 use super::name::{Key, STATUS, Wanted};
+use super::rights::{PRIVATE, SHARED, make, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
 use crate::publish::disk::{self, Disk, FileKind, Stat};
@@ -43,84 +45,6 @@ const COMMIT: &str = ".publish";
 
 /// What a publisher may say.
 const INSTRUCTIONS: &str = "manifs.toml";
-
-/// The mode of a directory of one user, and of one for a group.
-const PRIVATE: u16 = 0o700;
-const SHARED: u16 = 0o3770;
-
-/// Why there is no drop directory, or an entry of it cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DropError {
-    /// It cannot be made, opened or listed.
-    #[error("the drop directory {path}: {error}", path = path.display())]
-    Directory {
-        /// Where it should be.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// It is a link, or no directory.
-    #[error("the drop directory {path} is not a directory of its own", path = path.display())]
-    NotADirectory {
-        /// Where it should be.
-        path: PathBuf,
-    },
-    /// Others than those it is for may put something into it.
-    #[error("the drop directory {path} {what}", path = path.display())]
-    Rights {
-        /// Where it is.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-        /// What to do about it.
-        hint: String,
-    },
-    /// Only root can tell members of a group apart.
-    #[error("[publish] group needs a daemon that runs as root")]
-    NotRoot,
-    /// The group.
-    #[error(transparent)]
-    Group(#[from] GroupError),
-    /// The entry went away, or is going.
-    #[error("it went away")]
-    Gone,
-    /// The entry lies on another mount, or is a link.
-    #[error("it is a mount of its own, or a link")]
-    Foreign,
-    /// Its owner does not belong to the group that may publish.
-    #[error("its owner (user {uid}) is not in the group {group}")]
-    NotAMember {
-        /// Whose it is.
-        uid: u32,
-        /// The group.
-        group: String,
-    },
-    /// The entry cannot be opened.
-    #[error("it cannot be opened: {0}")]
-    Entry(io::Error),
-}
-
-impl DropError {
-    /// Returns what to do about it.
-    pub fn hint(&self) -> String {
-        match self {
-            DropError::Rights { hint, .. } => hint.clone(),
-            DropError::Directory { .. } | DropError::NotADirectory { .. } => {
-                "let [publish] directory name a directory of a local disk".to_owned()
-            }
-            DropError::NotRoot | DropError::Group(_) => {
-                "take [publish] group out, or name a group of this machine in the daemon of root"
-                    .to_owned()
-            }
-            DropError::Foreign => "copy it into the drop directory".to_owned(),
-            DropError::NotAMember { group, .. } => {
-                format!("drop a directory that belongs to a member of {group}")
-            }
-            DropError::Gone => "drop it again".to_owned(),
-            DropError::Entry(_) => "make it readable for the daemon".to_owned(),
-        }
-    }
-}
 
 /// What becomes of a directory that was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -777,83 +701,6 @@ fn born_ns(opened: &OwnedFd) -> Option<i128> {
 fn now_ns() -> i128 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
-}
-
-fn entry_error(error: io::Error) -> DropError {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => DropError::Gone,
-        Some(libc::EXDEV | libc::ELOOP | libc::ENOTDIR) => DropError::Foreign,
-        _ => DropError::Entry(error),
-    }
-}
-
-fn make(path: &Path, group: Option<&Group>) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let mode = group.map_or(PRIVATE, |_| SHARED);
-    rustix::fs::mkdir(path, Mode::from_raw_mode(PRIVATE.into()))?;
-    if let Some(group) = group {
-        rustix::fs::chown(path, None, Some(Gid::from_raw(group.gid())))?;
-    }
-    // Past the umask.
-    rustix::fs::chmod(path, Mode::from_raw_mode(mode.into()))?;
-    Ok(())
-}
-
-/// Opens the directory and judges whose it is and who may write to it.
-fn open(path: &Path, group: Option<&Group>) -> Result<OwnedFd, DropError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened =
-        rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
-            Errno::LOOP | Errno::NOTDIR => DropError::NotADirectory {
-                path: path.to_owned(),
-            },
-            error => DropError::Directory {
-                path: path.to_owned(),
-                error: error.into(),
-            },
-        })?;
-    let stat = disk::stat(&opened).map_err(|error| DropError::Directory {
-        path: path.to_owned(),
-        error,
-    })?;
-    let wrong = |what: String, hint: String| DropError::Rights {
-        path: path.to_owned(),
-        what,
-        hint,
-    };
-    let own = rustix::process::geteuid().as_raw();
-    if stat.uid != own {
-        return Err(wrong(
-            format!(
-                "belongs to user {}, and the daemon runs as user {own}",
-                stat.uid
-            ),
-            format!("chown {own} {}", path.display()),
-        ));
-    }
-    match group {
-        None if stat.mode & 0o077 != 0 => Err(wrong(
-            format!("has mode {:04o}: others than its owner get in", stat.mode),
-            format!("chmod 700 {}", path.display()),
-        )),
-        Some(group) => {
-            let gid = rustix::fs::fstat(&opened).map(|stat| stat.st_gid).ok();
-            if gid != Some(group.gid()) || stat.mode != SHARED {
-                return Err(wrong(
-                    format!("is not for the group {} alone", group.name()),
-                    format!(
-                        "chgrp {} {path} && chmod {SHARED:o} {path}",
-                        group.name(),
-                        path = path.display()
-                    ),
-                ));
-            }
-            Ok(opened)
-        }
-        None => Ok(opened),
-    }
 }
 
 #[cfg(test)]

@@ -300,6 +300,7 @@ fn instructions_are_read_from_a_regular_file_of_bounded_size() {
 }
 
 #[test]
+#[expect(clippy::print_stderr, reason = "skipping is loud")]
 fn for_a_group_everything_belongs_to_a_member() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED for_a_group_everything_belongs_to_a_member: needs root");
