@@ -17,14 +17,14 @@ use super::{Context, Error};
 use crate::config::variable;
 use crate::daemon::package_version;
 use crate::serve::control::{
-    Event, Failure, FailureKind, Prepared, PublishOptions, Published, Reply, Request,
+    Event, Failure, FailureKind, Prepared, PublishOptions, Published, Reply, Request, UpdateOptions,
 };
 
 /// Publishes a directory as a signed version.
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// The directory.
-    #[arg(required_unless_present = "from_stdin")]
+    #[arg(required_unless_present_any = ["from_stdin", "remove"])]
     directory: Option<PathBuf>,
     /// Publishes the tree of a tar stream on the standard input.
     #[arg(long, conflicts_with = "directory")]
@@ -63,6 +63,12 @@ pub(super) struct Publish {
     /// Walks and hashes, and says what would be published and how it differs from the last version.
     #[arg(long)]
     dry_run: bool,
+    /// Lays the tree on top of a version, the latest unless one is named: what is not replaced stays.
+    #[arg(long, value_name = "VERSION", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    update: Option<String>,
+    /// Removes a path of the version that is updated; several times for several.
+    #[arg(long, value_name = "PATH", requires = "update")]
+    remove: Vec<String>,
     /// Reads every file, also those that nobody has written to since the last version.
     #[arg(long)]
     rehash: bool,
@@ -123,9 +129,15 @@ impl Publish {
             read_keys(context, &self.keys)?
         };
         let source = match &self.directory {
-            Some(directory) => open(directory)?,
-            None => stdin()?,
+            Some(directory) => Some(open(directory)?),
+            None if self.from_stdin => Some(stdin()?),
+            None => None,
         };
+        let update = self.update.map(|version| UpdateOptions {
+            version: Some(version).filter(|version| !version.is_empty()),
+            remove: self.remove,
+            bare: source.is_none(),
+        });
         let options = PublishOptions {
             name,
             version,
@@ -133,6 +145,7 @@ impl Publish {
                 .directory
                 .map(|directory| directory.display().to_string())
                 .unwrap_or_default(),
+            update,
             tar: self.from_stdin,
             registry: self.registry.map(|place| absolute(&place)).transpose()?,
             dry_run: self.dry_run,
@@ -160,10 +173,11 @@ impl Publish {
         let package = format!("{}@{}", options.name, options.version);
         let mut session = context.session()?;
         let mut shown = context.output.progress();
+        let descriptors: Vec<_> = source.iter().map(AsFd::as_fd).collect();
         let request = Request::PublishPrepare {
             options: Box::new(options),
         };
-        let value = session.ask(&request, &[source.as_fd()], &mut |reply| {
+        let value = session.ask(&request, &descriptors, &mut |reply| {
             if let Reply::Event(Event::Progress(progress)) = reply {
                 shown.update(&progress);
             }

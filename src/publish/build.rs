@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::PublishError;
+use super::beneath::Beneath;
 use super::disk::{self, Disk};
 use super::ingest::{Ingest, ingest, store_catalog};
 use super::options::Options;
@@ -56,6 +57,8 @@ pub(crate) struct Task<'a> {
     pub(crate) sink: &'a dyn Sink,
     /// The last version, of which some files need not be read.
     pub(crate) base: Option<&'a Base>,
+    /// The version that the tree is laid on top of.
+    pub(crate) beneath: Option<&'a Beneath>,
     /// Where a record of the files is begun, if one is wanted.
     pub(crate) records: Option<&'a Path>,
     /// What time it is: files that changed just before are looked at again the next time.
@@ -83,6 +86,7 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
         temporary,
         sink,
         base,
+        beneath,
         progress,
         ..
     } = *task;
@@ -101,9 +105,25 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     }
     let homes = task.homes.iter();
     let homes: HashSet<(u64, u64)> = homes.filter_map(|home| identity(home)).collect();
-    let mut walked = walk(&disk, options, &attributes, &homes, temporary, progress)?;
+    let mut walked = walk(
+        &disk,
+        options,
+        &attributes,
+        &homes,
+        beneath,
+        temporary,
+        progress,
+    )?;
     let catalog_bytes = walked.catalog_bytes()?;
-    let matched = match_up(walked.files, base, sink, began, task.records, temporary)?;
+    let matched = match_up(
+        walked.files,
+        base,
+        beneath,
+        sink,
+        began,
+        task.records,
+        temporary,
+    )?;
     if walked.refusals.is_empty() {
         let new = walked.dense.saturating_sub(matched.dense);
         check_room(sink, new, catalog_bytes)?;
@@ -124,6 +144,7 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
         attributes: &attributes,
         sink,
         base,
+        beneath,
         pieces,
         allow_secrets: options.allow.secrets,
         progress,

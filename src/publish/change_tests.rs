@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
 use super::sink::{LargeSink, Nowhere, Room, Sink};
 use super::walk::{Attributes, walk};
-use crate::block::{Block, Digest, FileRef};
+use crate::block::{Block, BlockRef, Digest, FileRef};
 
 /// Walks, lets `change` happen, and ingests into `sink`.
 fn ingest_after(
@@ -34,6 +34,7 @@ fn ingest_after(
         &options,
         &attributes,
         &homes,
+        None,
         temporary.path(),
         &progress,
     )
@@ -47,6 +48,7 @@ fn ingest_after(
         sink,
         pieces: None,
         base: None,
+        beneath: None,
         allow_secrets: false,
         progress: &progress,
     };
@@ -173,6 +175,10 @@ impl Sink for Meddling {
 
     fn has(&self, _: &FileRef) -> Result<bool, PublishError> {
         Ok(false)
+    }
+
+    fn load(&self, _: &BlockRef) -> Option<Block> {
+        None
     }
 
     fn room(&self) -> Option<Room> {

@@ -86,6 +86,22 @@ impl Stat {
         }
     }
 
+    /// Makes one of a file that is not on disk, of which only the size is known.
+    pub(crate) fn of_size(size: u64) -> Stat {
+        Stat {
+            kind: FileKind::File,
+            mode: 0,
+            size,
+            allocated: 0,
+            mtime: (0, 0),
+            ctime: (0, 0),
+            device: 0,
+            inode: 0,
+            mount: 0,
+            uid: 0,
+        }
+    }
+
     /// Returns the modification time in nanoseconds since 1970, if 64 bits hold it.
     pub(crate) fn mtime_ns(&self) -> Option<i64> {
         let ns = i128::from(self.mtime.0) * 1_000_000_000 + i128::from(self.mtime.1);

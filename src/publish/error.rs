@@ -24,6 +24,23 @@ pub enum PublishError {
     /// The directory cannot be opened.
     #[error("the directory cannot be read: {0}")]
     Directory(io::Error),
+    /// There is no version that a tree could be laid on top of.
+    #[error("{0} has no version yet that could be updated")]
+    NothingBeneath(PackageName),
+    /// Its catalog is not in the store.
+    #[error("{0}, which is to be updated, is not in the store")]
+    NotHere(PackageVersion),
+    /// What stays of a version is not in the store.
+    #[error("the version that is to be updated is not whole in the store")]
+    NotWhole,
+    /// What is to be removed is not there.
+    #[error("{package} has no {path:?} that could be removed")]
+    NothingThere {
+        /// The version.
+        package: PackageVersion,
+        /// The path.
+        path: String,
+    },
     /// The stream does not become a tree.
     #[error(transparent)]
     Tar(#[from] TarError),
@@ -180,6 +197,10 @@ impl PublishError {
             PublishError::Quota { .. } | PublishError::Store(StoreError::Full { .. }) => {
                 "raise [store] quota, or unpin and remove versions".to_owned()
             }
+            PublishError::NothingBeneath(_) => "publish without --update".to_owned(),
+            PublishError::NotHere(package) => format!("fetch all of it: manifs warm {package}"),
+            PublishError::NotWhole => "fetch all of it: manifs warm NAME@VERSION".to_owned(),
+            PublishError::NothingThere { package, .. } => format!("manifs ls -R {package}"),
             PublishError::Tar(error) => return error.hint(),
             PublishError::Exists { .. } => {
                 "a version never changes: publish this tree under a new version".to_owned()

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::PublishError;
+use super::beneath::Beneath;
 use super::disk::{self, Disk, Stat};
 use super::pool::{Queue, Work};
 use super::progress::Progress;
@@ -63,6 +64,8 @@ pub(crate) struct Ingest<'a> {
     pub(crate) sink: &'a dyn Sink,
     /// The last version, whose files need not be read again.
     pub(crate) base: Option<&'a Base>,
+    /// The version of which some files stay.
+    pub(crate) beneath: Option<&'a Beneath>,
     /// Takes the bytes for the version's torrent, if one is offered.
     pub(crate) pieces: Option<&'a Pieces>,
     /// Whether files are published that look like secrets.
@@ -111,7 +114,8 @@ struct Batch {
 
 struct Directory {
     path: Vec<u8>,
-    opened: OwnedFd,
+    /// None when it is not on disk.
+    opened: Option<OwnedFd>,
 }
 
 /// One block of a large file.
@@ -162,15 +166,17 @@ impl<'a> Run<'a> {
     /// Follows the spool, directory by directory.
     fn dispatch(&self, spool: &mut SpoolReader) -> Result<(), PublishError> {
         while let Some(found) = spool.directory()? {
-            let opened = self.work.disk.directory(&found.path).and_then(|opened| {
-                let stat = disk::stat(&opened)?;
-                Ok((opened, stat))
-            });
-            let directory = match opened {
-                Ok((opened, stat)) => {
-                    if !stat.unchanged(&found.stat) {
+            let opened = match &found.stat {
+                None => Ok(None),
+                Some(before) => self.work.disk.directory(&found.path).and_then(|opened| {
+                    if !disk::stat(&opened)?.unchanged(before) {
                         self.refuse(Reason::Changed, &found.path, "");
                     }
+                    Ok(Some(opened))
+                }),
+            };
+            let directory = match opened {
+                Ok(opened) => {
                     let path = found.path;
                     Some(Arc::new(Directory { path, opened }))
                 }
@@ -219,7 +225,11 @@ impl<'a> Run<'a> {
     }
 
     fn file(&self, directory: &Directory, file: &SpooledFile) {
-        match self.read(directory.opened.as_fd(), file) {
+        let done = match &directory.opened {
+            Some(opened) if !file.kept => self.read(opened.as_fd(), file),
+            _ => self.keep(file),
+        };
+        match done {
             Ok(()) => {}
             Err(Trouble::Refused(reason, detail)) => {
                 self.refuse(reason, &join(&directory.path, &file.name), &detail);
@@ -274,6 +284,32 @@ impl<'a> Run<'a> {
         }
         self.work.progress.took_over(size);
         Ok(true)
+    }
+
+    /// Takes over a file that stays; if the torrent needs its bytes, they come from the store.
+    fn keep(&self, file: &SpooledFile) -> Result<(), Trouble> {
+        let (Some(beneath), Some(known)) = (self.work.beneath, file.known) else {
+            return Err(changed());
+        };
+        if self.refused.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let row = beneath.row(known.row)?;
+        if let Some((pieces, offset)) = self.torrent_place(file.row)
+            && !pieces.know_all(offset..offset + row.size())
+        {
+            for index in 0..row.blocks() {
+                if self.stopped() {
+                    return Ok(());
+                }
+                let block = self.work.sink.load(&beneath.block(&row, index)?);
+                let block = block.ok_or(PublishError::NotWhole)?;
+                pieces.add(offset + index * BLOCK_BYTES, block.bytes());
+            }
+        }
+        beneath.hand_over(&row, self.work.catalog, file.row)?;
+        self.work.progress.took_over(row.size());
+        Ok(())
     }
 
     /// Returns whether a file is what the walk found.

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::PublishError;
+use super::beneath::Beneath;
 use super::build::{Task, build, judged};
 use super::change::Change;
 use super::draft::{Draft, Made, Wish};
@@ -27,6 +28,7 @@ use super::tar::{Unpacked, unpack};
 use crate::block::Digest;
 use crate::manifest::{
     Envelope, Manifest, ManifestId, PackageName, PackageVersion, ReleaseIndex, Signed, TrustPolicy,
+    TrustedManifest,
 };
 use crate::registry::{Registry, RegistryError};
 use crate::state::State;
@@ -305,11 +307,16 @@ impl Publisher {
         progress: Arc<Progress>,
     ) -> Result<Rehearsal, PublishError> {
         let known = known(&options.package, &self.state, &trust, &registry).await?;
+        let beneath = self
+            .find_beneath(&options, &known, &trust, &registry)
+            .await?;
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
             let temporary = publisher.state.journal();
             let base = publisher.base(&options);
+            let beneath = publisher.beneath(&options, beneath.as_ref())?;
             let task = Task {
+                beneath: beneath.as_ref(),
                 options: &options,
                 homes: &publisher.homes,
                 temporary,
@@ -328,6 +335,52 @@ impl Publisher {
             })
         });
         done.await
+    }
+
+    /// Finds the version that a tree is to be laid on top of, if it is.
+    async fn find_beneath(
+        &self,
+        options: &Options,
+        index: &Known,
+        trust: &TrustPolicy,
+        registry: &Arc<dyn Registry>,
+    ) -> Result<Option<TrustedManifest>, PublishError> {
+        let Some(update) = &options.update else {
+            return Ok(None);
+        };
+        let name = &options.package.name;
+        let version = update.version.clone().or_else(|| index.newest());
+        let version = version.ok_or_else(|| PublishError::NothingBeneath(name.clone()))?;
+        let package = PackageVersion::new(name.clone(), version);
+        let found = known(&package, &self.state, trust, registry).await?;
+        found.check_not_withdrawn(&package)?;
+        let manifest = found.manifest;
+        Ok(Some(manifest.ok_or(PublishError::NoVersion(package))?))
+    }
+
+    /// Opens the version that was found for a tree. Blocking.
+    fn beneath(
+        &self,
+        options: &Options,
+        found: Option<&TrustedManifest>,
+    ) -> Result<Option<Beneath>, PublishError> {
+        let Some((update, found)) = options.update.as_ref().zip(found) else {
+            return Ok(None);
+        };
+        let (manifest, temporary) = (found.manifest(), self.state.journal());
+        Beneath::open(manifest, update, &self.store, temporary).map(Some)
+    }
+
+    /// Makes an empty tree, for an update that only removes.
+    ///
+    /// # Errors
+    /// [`PublishError::Store`]
+    pub async fn empty(self: &Arc<Self>) -> Result<Unpacked, PublishError> {
+        let publisher = Arc::clone(self);
+        let made = blocking(Arc::new(Progress::new()), move |_| {
+            Ok(Unpacked::new(publisher.store.scratch()?))
+        });
+        made.await
     }
 
     /// Unpacks a tar stream beside the store, to be published and then dropped.
@@ -365,9 +418,11 @@ impl Publisher {
     ) -> Result<Prepared, PublishError> {
         check_writable(&registry)?;
         // What is refused whatever the tree holds is refused before it is read.
-        known(&options.package, &self.state, &trust, &registry)
-            .await?
-            .check_not_withdrawn(&options.package)?;
+        let before = known(&options.package, &self.state, &trust, &registry).await?;
+        before.check_not_withdrawn(&options.package)?;
+        let beneath = self
+            .find_beneath(&options, &before, &trust, &registry)
+            .await?;
         let publisher = Arc::clone(self);
         let after = Arc::clone(&progress);
         let done = blocking(progress, move |progress| {
@@ -378,7 +433,9 @@ impl Publisher {
                 kept: &kept,
             };
             let base = publisher.base(&options);
+            let beneath = publisher.beneath(&options, beneath.as_ref())?;
             let task = Task {
+                beneath: beneath.as_ref(),
                 options: &options,
                 homes: &publisher.homes,
                 temporary,

@@ -12,7 +12,7 @@ use super::options::{Latest, Options};
 use crate::block::Digest;
 use crate::manifest::{
     Envelope, IndexFields, ManifestId, PackageName, PackageVersion, ReleaseIndex, SeenIndex,
-    Timestamp, TrustPolicy, TrustedIndex, TrustedManifest,
+    Timestamp, TrustPolicy, TrustedIndex, TrustedManifest, Version,
 };
 use crate::registry::Registry;
 use crate::state::State;
@@ -34,6 +34,14 @@ pub(crate) struct Known {
 const HOME: &str = "this home";
 
 impl Known {
+    /// Returns the version that `latest` leads to, or else the highest that is not withdrawn.
+    pub(super) fn newest(&self) -> Option<Version> {
+        let index = self.index.as_ref()?;
+        let mut versions = index.versions.keys().rev();
+        let highest = || versions.find(|version| !index.withdrawn.contains_key(version));
+        index.latest.as_ref().or_else(highest).cloned()
+    }
+
     /// Refuses to publish a version that is withdrawn, whatever its tree.
     pub(super) fn check_not_withdrawn(&self, package: &PackageVersion) -> Result<(), PublishError> {
         let withdrawn = self.index.as_ref().map(|index| &index.withdrawn);

@@ -10,6 +10,7 @@
 //!
 //! Nothing here knows a key, a mount or a network.
 
+mod beneath;
 mod build;
 mod change;
 #[cfg(test)]
@@ -40,7 +41,9 @@ pub use change::{Change, REASON_BYTES_MAX};
 pub use error::PublishError;
 pub use finish::{Finished, Outcome, Resumed};
 pub use job::{Envelopes, Hold, Prepared, Publisher, Rehearsal, Signer, Summary};
-pub use options::{About, Allow, AllowSyntax, Guard, Hints, JobId, JobIdSyntax, Latest, Options};
+pub use options::{
+    About, Allow, AllowSyntax, Guard, Hints, JobId, JobIdSyntax, Latest, Options, Update,
+};
 pub use progress::{Progress, Snapshot, Step};
 pub use refusal::{Group, Reason, Refusals, Refused, SHOWN_PER_REASON};
 pub use tar::{TarError, Unpacked};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{IndexFields, PackageVersion, Timestamp};
+use crate::manifest::{IndexFields, PackageVersion, Timestamp, Version};
 
 /// What is published although it is refused otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +104,18 @@ pub struct Guard {
     pub owner: Option<u32>,
 }
 
+/// Which version a tree is laid on top of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Update {
+    /// Which one; `None` for the one that `latest` leads to, or else the highest.
+    pub version: Option<Version>,
+    /// Paths of it that go.
+    pub remove: Vec<String>,
+    /// There is no tree, but for an empty directory that means nothing.
+    pub bare: bool,
+}
+
 /// What a publish is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +146,9 @@ pub struct Options {
     /// Read every file, also those that the last version has (`--rehash`).
     #[serde(default)]
     pub rehash: bool,
+    /// Lay the tree on top of a version (`--update`).
+    #[serde(default)]
+    pub update: Option<Update>,
     /// The tree goes away afterwards: what its files are on disk need not be remembered.
     #[serde(default)]
     pub passing: bool,
@@ -158,6 +173,7 @@ impl Options {
             expires: None,
             seed: false,
             rehash: false,
+            update: None,
             passing: false,
             about: About::default(),
             hints: Hints::default(),

@@ -20,6 +20,9 @@ pub(crate) trait Sink: Sync {
     /// Returns whether it has all of a file already, and keeps it then.
     fn has(&self, file: &FileRef) -> Result<bool, PublishError>;
 
+    /// Returns a block of a file that it has.
+    fn load(&self, block: &BlockRef) -> Option<Block>;
+
     /// Returns how much it can take; `None` for as much as comes.
     fn room(&self) -> Option<Room>;
 
@@ -92,6 +95,10 @@ impl Sink for Keeping<'_> {
         Ok(self.store.complete(file))
     }
 
+    fn load(&self, block: &BlockRef) -> Option<Block> {
+        self.store.load(block)
+    }
+
     fn room(&self) -> Option<Room> {
         Some(room(self.store))
     }
@@ -147,6 +154,10 @@ impl Sink for Nowhere<'_> {
 
     fn has(&self, file: &FileRef) -> Result<bool, PublishError> {
         Ok(self.0.is_some_and(|store| store.complete(file)))
+    }
+
+    fn load(&self, block: &BlockRef) -> Option<Block> {
+        self.0?.load(block)
     }
 
     fn room(&self) -> Option<Room> {

@@ -17,7 +17,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SpooledDirectory {
     pub(crate) path: Vec<u8>,
-    pub(crate) stat: Stat,
+    /// None when it is not on disk, and all its files stay from the version beneath.
+    pub(crate) stat: Option<Stat>,
     pub(crate) files: u32,
 }
 
@@ -29,6 +30,8 @@ pub(crate) struct SpooledFile {
     pub(crate) stat: Stat,
     /// Where the last version has its content, if that is known.
     pub(crate) known: Option<KnownFile>,
+    /// It stays from the version beneath, which is the one where its content is known. Of `stat` only the size counts.
+    pub(crate) kept: bool,
 }
 
 /// A file whose content is known without being read, and stored.
@@ -53,7 +56,10 @@ impl SpoolWriter {
     /// Adds a directory; its files have to follow.
     pub(crate) fn directory(&mut self, directory: &SpooledDirectory) -> io::Result<()> {
         self.bytes(&directory.path)?;
-        self.stat(&directory.stat)?;
+        self.0.write_all(&[u8::from(directory.stat.is_some())])?;
+        if let Some(stat) = &directory.stat {
+            self.stat(stat)?;
+        }
         self.0.write_all(&directory.files.to_le_bytes())
     }
 
@@ -65,6 +71,7 @@ impl SpoolWriter {
         // Row 0 is the root, and never a file.
         let row = file.known.map_or(0, |known| known.row);
         self.0.write_all(&row.to_le_bytes())?;
+        self.0.write_all(&[u8::from(file.kept)])?;
         match file.known {
             Some(known) => self.0.write_all(known.id.as_bytes()),
             None => Ok(()),
@@ -128,24 +135,34 @@ impl SpoolReader {
         }
         Ok(Some(SpooledDirectory {
             path: self.bytes()?,
-            stat: self.stat(FileKind::Directory)?,
+            stat: match self.array::<1>()? {
+                [0] => None,
+                _ => Some(self.stat(FileKind::Directory)?),
+            },
             files: u32::from_le_bytes(self.array()?),
         }))
     }
 
     /// Returns the next file of the directory that was returned last; there are as many as it said.
     pub(crate) fn file(&mut self) -> io::Result<SpooledFile> {
+        let name = self.bytes()?;
+        let stat = self.stat(FileKind::File)?;
+        let row = u32::from_le_bytes(self.array()?);
+        let known = u32::from_le_bytes(self.array()?);
+        let kept = self.array::<1>()? != [0];
+        let known = match known {
+            0 => None,
+            row => Some(KnownFile {
+                row,
+                id: Digest::from_bytes(self.array()?),
+            }),
+        };
         Ok(SpooledFile {
-            name: self.bytes()?,
-            stat: self.stat(FileKind::File)?,
-            row: u32::from_le_bytes(self.array()?),
-            known: match u32::from_le_bytes(self.array()?) {
-                0 => None,
-                row => Some(KnownFile {
-                    row,
-                    id: Digest::from_bytes(self.array()?),
-                }),
-            },
+            row,
+            name,
+            stat,
+            known,
+            kept,
         })
     }
 
@@ -204,7 +221,7 @@ mod tests {
         };
         let directory = SpooledDirectory {
             path: b"a/b\n".to_vec(),
-            stat: stat(FileKind::Directory, 4096),
+            stat: Some(stat(FileKind::Directory, 4096)),
             files: 2,
         };
         let file = |row| SpooledFile {
@@ -215,15 +232,23 @@ mod tests {
                 row: 9,
                 id: Digest::EMPTY,
             }),
+            kept: row > 5,
         };
         let mut spool = SpoolWriter::new(dir.path()).unwrap();
         spool.directory(&directory).unwrap();
         spool.file(&file(5)).unwrap();
         spool.file(&file(u32::MAX)).unwrap();
+        let not_on_disk = SpooledDirectory {
+            path: b"c".to_vec(),
+            stat: None,
+            files: 0,
+        };
+        spool.directory(&not_on_disk).unwrap();
         let mut spool = spool.finish().unwrap();
         assert_eq!(spool.directory().unwrap(), Some(directory));
         assert_eq!(spool.file().unwrap(), file(5));
         assert_eq!(spool.file().unwrap(), file(u32::MAX));
+        assert_eq!(spool.directory().unwrap(), Some(not_on_disk));
         assert_eq!(spool.directory().unwrap(), None);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -4,16 +4,17 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::beneath::{Beneath, Kept};
 use super::disk::{self, Disk, FileKind, Found, Stat};
 use super::options::{Allow, Guard, Options};
 use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
 use super::rules;
-use super::spool::{SpoolReader, SpoolWriter, SpooledDirectory, SpooledFile};
+use super::spool::{KnownFile, SpoolReader, SpoolWriter, SpooledDirectory, SpooledFile};
 use super::{PATH_BYTES_MAX, PublishError};
 use crate::block::FILE_BYTES_MAX;
 use crate::catalog::{
-    CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, Rule, TARGET_BYTES_MAX, Times, Writer, links,
+    CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, Row, Rule, TARGET_BYTES_MAX, Times, Writer, links,
 };
 
 /// How modes and times become a catalog's.
@@ -54,6 +55,11 @@ impl Attributes {
             _ if stat.mode & 0o100 != 0 => 0o755,
             _ => 0o644,
         }
+    }
+
+    /// Returns the time of an entry that stays from the version beneath.
+    pub(crate) fn kept_mtime_ns(&self, row: &Row) -> i64 {
+        self.mtime_ns.unwrap_or(row.mtime_ns())
     }
 
     /// Returns the time; `None` when a catalog cannot hold it.
@@ -97,6 +103,7 @@ pub(crate) fn walk(
     options: &Options,
     attributes: &Attributes,
     homes: &HashSet<(u64, u64)>,
+    beneath: Option<&Beneath>,
     temporary: &Path,
     progress: &Progress,
 ) -> Result<Walked, PublishError> {
@@ -107,6 +114,7 @@ pub(crate) fn walk(
         guard: options.guard,
         attributes,
         homes,
+        beneath,
         own_mounts: disk::own_mounts(),
         files: SpoolWriter::new(temporary)?,
         dense: 0,
@@ -121,7 +129,14 @@ pub(crate) fn walk(
         walk.refusals.add(Reason::Time, b"", b"");
         0
     });
-    let mut catalog = Writer::new(temporary, attributes.mode(root), mtime_ns)?;
+    let (mode, mtime_ns) = match beneath.filter(|beneath| beneath.bare) {
+        Some(beneath) => {
+            let row = beneath.row(0)?;
+            (row.mode(), attributes.kept_mtime_ns(&row))
+        }
+        None => (attributes.mode(root), mtime_ns),
+    };
+    let mut catalog = Writer::new(temporary, mode, mtime_ns)?;
     if walk.passes(b"", root) {
         while let Some((row, path)) = catalog.next_directory()? {
             if progress.is_cancelled() {
@@ -142,12 +157,23 @@ pub(crate) fn walk(
     })
 }
 
+/// Entries of one directory, with where they come from.
+type Children = Vec<(NewEntry, Origin)>;
+
+/// Where an entry comes from.
+enum Origin {
+    Disk(Stat),
+    /// The version beneath.
+    Beneath(KnownFile),
+}
+
 struct Walk<'a> {
     disk: &'a Disk,
     allow: Allow,
     guard: Option<Guard>,
     attributes: &'a Attributes,
     homes: &'a HashSet<(u64, u64)>,
+    beneath: Option<&'a Beneath>,
     own_mounts: HashSet<u64>,
     files: SpoolWriter,
     dense: u64,
@@ -170,8 +196,17 @@ impl Walk<'_> {
             let stat = disk::stat(&opened)?;
             Ok((opened, stat))
         });
+        let kept = match self.beneath {
+            Some(beneath) => beneath.children(path)?,
+            None => None,
+        };
         let (opened, stat) = match opened {
             Ok(opened) => opened,
+            Err(error) if kept.is_some() && reason_of(&error) == Reason::Changed => {
+                // It is in the version beneath only.
+                let children = self.merge(Vec::new(), &[], kept.unwrap_or_default());
+                return self.lay(catalog, row, path, None, children);
+            }
             Err(error) => {
                 self.unreadable(path, &error);
                 return Ok(());
@@ -194,15 +229,57 @@ impl Walk<'_> {
                 return Ok(());
             }
         };
-        let mut entries = Vec::with_capacity(found.len());
-        let mut stats = Vec::with_capacity(found.len());
-        for found in found {
+        let mut children = Vec::with_capacity(found.len());
+        for found in &found {
             let full = join(path, &found.name);
-            if let Some(entry) = self.entry(opened.as_fd(), &full, &found) {
-                entries.push(entry);
-                stats.push(found.stat);
+            if let Some(entry) = self.entry(opened.as_fd(), &full, found) {
+                children.push((entry, Origin::Disk(found.stat)));
             }
         }
+        let children = self.merge(children, &found, kept.unwrap_or_default());
+        self.lay(catalog, row, path, Some(stat), children)
+    }
+
+    /// Adds to the children of a directory what stays of the version beneath.
+    fn merge(&mut self, mut children: Children, found: &[Found], kept: Vec<Kept>) -> Children {
+        if kept.is_empty() {
+            return children;
+        }
+        for kept in kept {
+            let there = found.binary_search_by(|found| found.name.cmp(&kept.name));
+            if there.is_ok() {
+                continue;
+            }
+            let kind = kept.row.kind();
+            self.symlinks += u64::from(kind == Kind::Symlink);
+            let entry = NewEntry {
+                name: kept.name,
+                kind,
+                mode: kept.row.mode(),
+                mtime_ns: self.attributes.kept_mtime_ns(&kept.row),
+                size: kept.row.file().size,
+                target: kept.target,
+            };
+            let known = KnownFile {
+                row: kept.row.number(),
+                id: kept.row.id(),
+            };
+            children.push((entry, Origin::Beneath(known)));
+        }
+        children.sort_unstable_by(|(left, _), (right, _)| left.name.cmp(&right.name));
+        children
+    }
+
+    /// Lays the children of a directory down.
+    fn lay(
+        &mut self,
+        catalog: &mut Writer,
+        row: u32,
+        path: &[u8],
+        stat: Option<Stat>,
+        children: Children,
+    ) -> Result<(), PublishError> {
+        let (entries, origins): (Vec<_>, Vec<_>) = children.into_iter().unzip();
         if !self.allow.case {
             self.judge_case(path, &entries);
         }
@@ -214,7 +291,7 @@ impl Walk<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        self.spool(path, &stat, first, &entries, &stats)
+        self.spool(path, stat, first, &entries, &origins)
     }
 
     /// Makes a row of what was found, or refuses it.
@@ -349,15 +426,15 @@ impl Walk<'_> {
     fn spool(
         &mut self,
         path: &[u8],
-        stat: &Stat,
+        stat: Option<Stat>,
         first: u32,
         entries: &[NewEntry],
-        stats: &[Stat],
+        origins: &[Origin],
     ) -> Result<(), PublishError> {
         let files = || {
             (first..)
                 .zip(entries)
-                .zip(stats)
+                .zip(origins)
                 .filter(|((_, entry), _)| entry.kind == Kind::File)
         };
         let count = files().count();
@@ -366,20 +443,25 @@ impl Walk<'_> {
         }
         self.files.directory(&SpooledDirectory {
             path: path.to_vec(),
-            stat: *stat,
+            stat,
             // No more than there are rows, of which a catalog holds fewer than 2^26.
             files: u32::try_from(count)
                 .map_err(|_| PublishError::CatalogSize(CATALOG_BYTES_MAX))?,
         })?;
         let mut bytes = 0_u64;
-        for ((row, entry), stat) in files() {
+        for ((row, entry), origin) in files() {
+            let (stat, known) = match origin {
+                Origin::Disk(stat) => (*stat, None),
+                Origin::Beneath(known) => (Stat::of_size(entry.size), Some(*known)),
+            };
             bytes = bytes.saturating_add(stat.size);
             self.dense = self.dense.saturating_add(stat.dense());
             self.files.file(&SpooledFile {
                 row,
                 name: entry.name.clone(),
-                stat: *stat,
-                known: None,
+                stat,
+                known,
+                kept: known.is_some(),
             })?;
         }
         self.bytes = self.bytes.saturating_add(bytes);

@@ -47,3 +47,4 @@ mod torrent_publish;
 mod trackers;
 mod trust;
 mod unixfs;
+mod update;

@@ -9,6 +9,7 @@ use crate::daemon::{Home, package_version};
 use crate::manifest::Envelope;
 use crate::publish::{
     self, About, Change, Envelopes, Finished, JobId, Latest, Options, Progress, PublishError,
+    Update,
 };
 use crate::serve::control::{
     self, Done, Failure, FailureKind, IndexChange, Prepared, PublishOptions, Published, Replies,
@@ -29,9 +30,6 @@ impl Home {
         replies: &Replies,
     ) -> Result<Prepared, Failure> {
         let came = descriptors.into_iter().next();
-        let came = came.ok_or_else(|| {
-            Failure::new(FailureKind::Usage, "no directory came with the request")
-        })?;
         let registry = self.registry_for(options.registry.as_deref())?;
         let wanted = publish_options(&options)?;
         let progress = Arc::new(Progress::new());
@@ -40,13 +38,27 @@ impl Home {
         let work = async {
             // Held until everything of it is stored.
             let mut unpacked = None;
-            let directory = if options.tar {
-                let tree = publisher.unpack(came, Arc::clone(&progress)).await;
-                let tree = tree.map_err(|error| publish_failure(&error))?;
-                unpacked.insert(tree).directory().map_err(Failure::failed)?
-            } else {
-                came
+            let mut directory = None;
+            let bare = options.update.as_ref().is_some_and(|update| update.bare);
+            let made = match came {
+                _ if bare => Some(publisher.empty().await),
+                Some(came) if options.tar => {
+                    Some(publisher.unpack(came, Arc::clone(&progress)).await)
+                }
+                Some(came) => {
+                    directory = Some(came);
+                    None
+                }
+                None => None,
             };
+            if let Some(made) = made {
+                let made = made.map_err(|error| publish_failure(&error))?;
+                let opened = unpacked.insert(made).directory();
+                directory = Some(opened.map_err(Failure::failed)?);
+            }
+            let directory = directory.ok_or_else(|| {
+                Failure::new(FailureKind::Usage, "no directory came with the request")
+            })?;
             if options.dry_run {
                 let done = publisher
                     .dry_run(directory, wanted, registry, trust, Arc::clone(&progress))
@@ -225,6 +237,17 @@ fn publish_options(options: &PublishOptions) -> Result<Options, Failure> {
     }
     wanted.rehash = options.rehash;
     wanted.passing = options.tar;
+    if let Some(update) = &options.update {
+        let version = update.version.as_deref().map(|text| {
+            let parsed = text.parse::<crate::manifest::Version>();
+            parsed.map_err(|error| usage(format!("{text:?} cannot be a version: {error}")))
+        });
+        wanted.update = Some(Update {
+            version: version.transpose()?,
+            remove: update.remove.clone(),
+            bare: update.bare,
+        });
+    }
     wanted.preserve = options.preserve;
     wanted.mtime = options.mtime;
     wanted.latest = match options.latest {

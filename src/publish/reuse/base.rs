@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::super::disk::Stat;
 use super::record::{Entry, KnownPieces, Record, RecordError};
+use crate::block::FileRef;
 use crate::catalog::{Catalog, CatalogError, Kind, Row, Writer};
 use crate::manifest::CatalogBlocks;
 use crate::store::Store;
@@ -68,14 +69,12 @@ impl Base {
         catalog: &Writer,
         row: u32,
     ) -> Result<(), CatalogError> {
-        let from = &self.catalog.row(from)?;
-        let mut next = 0;
-        while next < from.blocks() {
-            let end = (next + DIGESTS_AT_ONCE).min(from.blocks());
-            catalog.set_digests(row, next, &self.catalog.digests(from, next..end)?)?;
-            next = end;
-        }
-        catalog.set_whole(row, self.catalog.whole(from)?, from.id())
+        copy_digests(&self.catalog, &self.catalog.row(from)?, catalog, row)
+    }
+
+    /// Returns whether this is the version with a catalog.
+    pub(super) fn is_of(&self, catalog: &FileRef) -> bool {
+        self.record.catalog.file() == *catalog
     }
 
     /// Tells `pieces` the hashes of those that have only bytes of known files, in the same places as a piece of the last
@@ -194,8 +193,27 @@ fn try_open(
     }))
 }
 
+/// Gives the id and the digests of the file in row `from` of a catalog to `row` of a new one.
+pub(crate) fn copy_digests(
+    catalog: &Catalog<File>,
+    from: &Row,
+    to: &Writer,
+    row: u32,
+) -> Result<(), CatalogError> {
+    if from.blocks() <= 1 {
+        return Ok(to.set_id(row, from.id())?);
+    }
+    let mut next = 0;
+    while next < from.blocks() {
+        let end = (next + DIGESTS_AT_ONCE).min(from.blocks());
+        to.set_digests(row, next, &catalog.digests(from, next..end)?)?;
+        next = end;
+    }
+    to.set_whole(row, catalog.whole(from)?, from.id())
+}
+
 /// Copies a catalog out of the store into an unnamed file; `None` when the store does not have all of it.
-fn copy_catalog(
+pub(crate) fn copy_catalog(
     catalog: &CatalogBlocks,
     store: &Arc<Store>,
     temporary: &Path,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::super::PublishError;
+use super::super::beneath::Beneath;
 use super::super::sink::Sink;
 use super::super::spool::{KnownFile, SpoolReader, SpoolWriter};
 use super::Base;
@@ -28,6 +29,7 @@ pub(crate) struct Matched {
 pub(crate) fn match_up(
     mut spool: SpoolReader,
     base: Option<&Base>,
+    beneath: Option<&Beneath>,
     sink: &dyn Sink,
     began: Began,
     records: Option<&Path>,
@@ -36,6 +38,15 @@ pub(crate) fn match_up(
     let mut record = records.map(RecordWriter::new).transpose()?;
     let mut out = base.map(|_| SpoolWriter::new(temporary)).transpose()?;
     let mut finder = base.map(Base::finder);
+    // Files that stay are known to the torrent when they stay from the last version.
+    let same = base
+        .zip(beneath)
+        .is_some_and(|(base, beneath)| base.is_of(&beneath.file()));
+    let add = |pairs: &mut Vec<(u32, u32)>, pair| {
+        if pairs.len() as u64 <= FILES_MAX {
+            pairs.push(pair);
+        }
+    };
     let (mut pairs, mut dense) = (Vec::new(), 0_u64);
     while let Some(directory) = spool.directory()? {
         if let Some(out) = &mut out {
@@ -43,6 +54,18 @@ pub(crate) fn match_up(
         }
         for _ in 0..directory.files {
             let mut file = spool.file()?;
+            if let (Some(beneath), true, Some(known)) = (beneath, file.kept, file.known) {
+                if !sink.has(&beneath.row(known.row)?.file())? {
+                    return Err(PublishError::NotWhole);
+                }
+                if same {
+                    add(&mut pairs, (file.row, known.row));
+                }
+                if let Some(out) = &mut out {
+                    out.file(&file)?;
+                }
+                continue;
+            }
             if let Some(record) = &mut record
                 && let Some(entry) = Entry::new(&file.stat, began)
             {
@@ -53,7 +76,7 @@ pub(crate) fn match_up(
             };
             if let Some(row) = finder.find(&file.stat)? {
                 // Pieces know it also when it has to be stored again.
-                pairs.push((file.row, row.number()));
+                add(&mut pairs, (file.row, row.number()));
                 if sink.has(&row.file())? {
                     file.known = Some(KnownFile {
                         row: row.number(),

@@ -9,6 +9,6 @@ mod base;
 mod matched;
 mod record;
 
-pub(crate) use base::Base;
+pub(crate) use base::{Base, copy_catalog, copy_digests};
 pub(crate) use matched::match_up;
 pub(crate) use record::{Began, KnownPieces, NewRecord};

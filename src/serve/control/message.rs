@@ -193,6 +193,9 @@ pub struct PublishOptions {
     pub registry: Option<String>,
     /// Walk and hash, store nothing.
     pub dry_run: bool,
+    /// Lay the tree on top of a version.
+    #[serde(default)]
+    pub update: Option<UpdateOptions>,
     /// The descriptor is not the directory's but that of a tar stream.
     #[serde(default)]
     pub tar: bool,
@@ -228,6 +231,18 @@ pub struct PublishOptions {
     /// Whether a torrent file is written, and the version seeded from this home.
     #[serde(default)]
     pub seed: bool,
+}
+
+/// Which version a tree is laid on top of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateOptions {
+    /// Which one; none: the one that `latest` leads to.
+    pub version: Option<String>,
+    /// Paths of it that go.
+    pub remove: Vec<String>,
+    /// No descriptor comes along: nothing is laid on top.
+    pub bare: bool,
 }
 
 /// What is to be signed.
