@@ -136,6 +136,37 @@ async fn a_silent_swarm_takes_no_place_from_a_good_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_swarm_that_died_does_not_keep_others_from_prefetching() {
+    let swarms = Arc::new(Swarms::default());
+    let options = Options {
+        prefetch_bytes: 16 * 4096,
+        ..Options::default()
+    };
+    let fetcher = Fetcher::new(options, Arc::new(()), Handle::current());
+    fetcher.set_sources(vec![Arc::clone(&swarms) as Arc<dyn BlockSource>]);
+    let ahead = |info_hash, offset| {
+        let wants = (offset..offset + 100).map(|nth| want(info_hash, nth));
+        fetcher.prefetch(wants.collect())
+    };
+    swarms.silent.store(true, Ordering::Relaxed);
+    assert_eq!(ahead(MOODY, 0), 16);
+    assert_eq!(ahead(GOOD, 0), 0, "the budget is for all");
+    sleep(PREFETCH_LATE + ANSWER).await;
+    assert_eq!(ahead(GOOD, 0), 16);
+    sleep(ANSWER * 10).await;
+    // What is late is bounded, too.
+    assert_eq!(ahead(MOODY, 100), 16);
+    sleep(PREFETCH_LATE + ANSWER).await;
+    assert_eq!(ahead(GOOD, 100), 0);
+    // And ends by its deadline.
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fetcher.prefetch_room(), 16 * 4096);
+    assert_eq!(fetcher.inner.late.load(Ordering::Relaxed), 0);
+    assert_eq!(ahead(GOOD, 100), 16);
+    fetcher.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn desks_of_torrents_are_kept_when_the_sources_change_and_are_bounded() {
     let (fetcher, swarms) = fetcher();
     for torrent in 0..DESKS_MAX.get() as u64 + 100 {

@@ -25,7 +25,8 @@ mod simulation;
 mod spread;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -55,6 +56,10 @@ const OFFERS_MAX: usize = 64;
 
 /// Prefetch flights at once; their bytes are bounded by [`Options::prefetch_bytes`].
 const PREFETCH_FLIGHTS_MAX: usize = 512;
+
+/// A prefetch that takes longer is ahead of nobody. Its bytes count in a second budget from then on, of the same size, so
+/// that a source that died does not keep the readers of others from what is ahead of them.
+const PREFETCH_LATE: Duration = Duration::from_secs(5);
 
 /// Blocks that are read from the store and hashed at once; each takes a thread and its bytes.
 const LOADS: usize = 8;
@@ -122,6 +127,8 @@ struct Inner {
     tokens: Tokens,
     offers: mpsc::Sender<Offer>,
     prefetching: AtomicU64,
+    /// Bytes of prefetches that are late.
+    late: AtomicU64,
     counters: Counters,
     tasks: TaskTracker,
     closed: CancellationToken,
@@ -144,6 +151,7 @@ impl Fetcher {
             tokens: Tokens(Mutex::new(HEDGE_BYTES)),
             offers,
             prefetching: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             counters: Counters::default(),
             tasks,
             closed,
@@ -327,6 +335,7 @@ impl Inner {
             inner: Arc::clone(self),
             flight: Arc::clone(&flight),
             prefetched,
+            late: AtomicBool::new(false),
         };
         let closed = self.closed.clone();
         let run = async move {
@@ -391,11 +400,38 @@ struct Landing {
     inner: Arc<Inner>,
     flight: Arc<Flight>,
     prefetched: u64,
+    /// Whether its bytes count as late.
+    late: AtomicBool,
 }
 
 impl Landing {
     async fn run(self) {
-        let Landing { inner, flight, .. } = &self;
+        let mut fly = pin!(self.fly());
+        if self.prefetched > 0 {
+            let done = tokio::time::timeout(PREFETCH_LATE, fly.as_mut()).await;
+            if done.is_ok() {
+                return;
+            }
+            self.count_as_late();
+        }
+        fly.await;
+    }
+
+    /// Makes room for prefetches of others, unless too many are late.
+    fn count_as_late(&self) {
+        let (late, most) = (&self.inner.late, self.inner.options.prefetch_bytes);
+        let more = |late: u64| Some(late + self.prefetched).filter(|late| *late <= most);
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        if late.fetch_update(set, get, more).is_ok() {
+            self.late.store(true, Ordering::Relaxed);
+            self.inner
+                .prefetching
+                .fetch_sub(self.prefetched, Ordering::Relaxed);
+        }
+    }
+
+    async fn fly(&self) {
+        let Landing { inner, flight, .. } = self;
         let counters = &inner.counters;
         let block = match inner.look_in_store(flight).await {
             Some(Stored::Unread) => {
@@ -452,9 +488,11 @@ impl Drop for Landing {
     fn drop(&mut self) {
         self.flight.abandon();
         self.inner.remove(&self.flight);
-        self.inner
-            .prefetching
-            .fetch_sub(self.prefetched, Ordering::Relaxed);
+        let counted = match self.late.load(Ordering::Relaxed) {
+            true => &self.inner.late,
+            false => &self.inner.prefetching,
+        };
+        counted.fetch_sub(self.prefetched, Ordering::Relaxed);
     }
 }
 

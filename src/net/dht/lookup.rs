@@ -81,7 +81,7 @@ pub(super) struct Lookup<'a> {
 }
 
 /// The distance of two ids, BEP 5: greater where an earlier bit differs.
-fn distance(one: &Id, other: &Id) -> Id {
+pub(super) fn distance(one: &Id, other: &Id) -> Id {
     std::array::from_fn(|at| one[at] ^ other[at])
 }
 

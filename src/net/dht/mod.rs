@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::AddressFilter;
-use lookup::{Lookup, NEAREST, Node};
+use lookup::{Lookup, NEAREST, Node, distance};
 pub use wire::Id;
 
 /// Lookups at once; one more waits.
@@ -130,23 +130,37 @@ impl Dht {
         let socket = UdpSocket::bind((self.bind, 0)).await;
         let socket = socket.map_err(|error| DhtError::Bind(self.bind, error))?;
         let mut lookup = Lookup::new(self.id, info_hash, socket, self.bind, filter, told);
-        {
-            let nodes = self.nodes.lock();
-            for (address, id) in nodes.iter() {
-                lookup.add(Node {
-                    id: *id,
-                    address: *address,
-                });
-            }
+        for node in self.remembered(&info_hash) {
+            lookup.add(node);
         }
         lookup.run().await;
         if lookup.answered() < NEAREST {
             lookup.begin_at(self.resolve().await);
             lookup.run().await;
         }
-        if lookup.answered() == 0 {
-            return Err(DhtError::Nobody);
+        self.remember(&lookup);
+        match lookup.answered() {
+            0 => Err(DhtError::Nobody),
+            _ => Ok(lookup),
         }
+    }
+
+    /// Returns the nodes to begin at that are nearest to what is looked for. Few, so that there is time left for the
+    /// bootstrap nodes when all of them are gone.
+    fn remembered(&self, target: &Id) -> Vec<Node> {
+        let nodes = self.nodes.lock();
+        let node = |(address, id): (&SocketAddr, &Id)| Node {
+            id: *id,
+            address: *address,
+        };
+        let mut nodes: Vec<Node> = nodes.iter().map(node).collect();
+        nodes.sort_unstable_by_key(|node| distance(&node.id, target));
+        nodes.truncate(2 * NEAREST);
+        nodes
+    }
+
+    /// Keeps the nodes that answered, and forgets those that did not.
+    fn remember(&self, lookup: &Lookup<'_>) {
         let mut nodes = self.nodes.lock();
         for (node, answered) in lookup.asked() {
             if answered {
@@ -155,8 +169,6 @@ impl Dht {
                 nodes.pop(&node.address);
             }
         }
-        drop(nodes);
-        Ok(lookup)
     }
 
     /// Returns the addresses of the bootstrap nodes. The configuration names them, and so vouches for them.

@@ -69,12 +69,12 @@ struct Table {
     nodes: Vec<(Id, SocketAddr)>,
     asked: Arc<AtomicUsize>,
     announced: Arc<Mutex<HashMap<SocketAddr, Vec<u8>>>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Table {
     async fn start(count: usize) -> Table {
-        let mut random = StdRng::seed_from_u64(5);
+        let mut random = StdRng::seed_from_u64(count as u64);
         let mut nodes = Vec::new();
         let mut sockets = Vec::new();
         for _ in 0..count {
@@ -120,7 +120,7 @@ impl Table {
             nodes,
             asked,
             announced,
-            _tasks: tasks,
+            tasks,
         }
     }
 
@@ -158,6 +158,31 @@ async fn what_one_announces_another_finds() {
     assert_eq!(found, ["127.0.0.1:4242".parse().unwrap()]);
     let questions = table.asked.load(Ordering::Relaxed) - before;
     assert!(questions <= 40, "{questions}");
+}
+
+#[tokio::test]
+async fn nodes_that_are_gone_are_forgotten_and_it_begins_again() {
+    let mut gone = Table::start(20).await;
+    // Of another number, and so with other ids.
+    let here = Table::start(21).await;
+    let places = [&gone, &here].map(|table| table.nodes[0].1.to_string());
+    let dht = Dht::new(Ipv4Addr::LOCALHOST.into(), places.to_vec());
+    find(&dht, &loopback()).await.unwrap();
+    let known = |table: &Table| {
+        let nodes = dht.nodes.lock();
+        let all = table.nodes.iter();
+        all.filter(|(_, address)| nodes.contains(address)).count()
+    };
+    assert!(known(&gone) > 0 && known(&here) > 0);
+    here.asker(1)
+        .announce(&loopback(), TARGET, 4242)
+        .await
+        .unwrap();
+    let before = known(&gone);
+    gone.tasks.abort_all();
+    let found = find(&dht, &loopback()).await.unwrap();
+    assert_eq!(found, ["127.0.0.1:4242".parse().unwrap()]);
+    assert!(known(&gone) < before);
 }
 
 #[tokio::test]

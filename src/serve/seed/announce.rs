@@ -185,7 +185,7 @@ impl Announcer {
     }
 
     async fn ask_dht(&self, info_hash: [u8; 20]) -> Result<Duration, TrackerError> {
-        let _permit = self.permits.acquire().await;
+        // It has turns of its own.
         let client = self.client.load_full();
         if let Some(dht) = &self.dht {
             let noted = dht.announce(client.filter(), info_hash, self.port).await;
