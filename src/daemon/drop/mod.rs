@@ -71,6 +71,8 @@ pub(super) struct Dropping {
     scanned: Notify,
     under_way: Mutex<HashMap<Key, Arc<Progress>>>,
     told: Mutex<BTreeMap<Key, Told>>,
+    /// Who writes a status; they come in order.
+    writing: Mutex<()>,
     /// The last versions whose directories are cleared away.
     recent: Mutex<VecDeque<(Key, Told)>>,
     waiting: Mutex<HashMap<Key, Vec<oneshot::Sender<Answer>>>>,
@@ -176,6 +178,7 @@ impl Dropping {
             scanned: Notify::new(),
             under_way: Mutex::default(),
             told: Mutex::default(),
+            writing: Mutex::default(),
             recent: Mutex::default(),
             waiting: Mutex::default(),
             problem: Mutex::default(),
@@ -307,6 +310,7 @@ impl Dropping {
         };
         let mut entries = Vec::new();
         let mut bad_now = BTreeMap::new();
+        let whole = !listed.more;
         for found in listed.entries {
             match judge(&found) {
                 Ok(package) => {
@@ -326,6 +330,9 @@ impl Dropping {
                     bad_now.insert(found.key, trouble);
                 }
             }
+        }
+        if whole {
+            self.forget_missing(&entries).await;
         }
         let (new, gone) = self.board.lock().found(entries, now);
         for key in new {
@@ -400,7 +407,7 @@ impl Dropping {
     }
 
     /// Says of those that wait for their turn that they do.
-    async fn tell_queue(&self) {
+    async fn tell_queue(self: &Arc<Self>) {
         let queued: Vec<Key> = {
             let board = self.board.lock();
             let told = self.told.lock();
@@ -424,30 +431,29 @@ impl Dropping {
     }
 
     /// Says how an entry stands; returns whether that is news.
-    async fn tell(&self, key: &Key, report: Report) -> bool {
-        let at = Timestamp::now();
-        let news = {
+    async fn tell(self: &Arc<Self>, key: &Key, report: Report) -> bool {
+        {
             let mut told = self.told.lock();
-            let news = told.get(key).is_none_or(|told| told.report != report);
-            if !news {
+            if told.get(key).is_some_and(|told| told.report == report) {
                 return false;
             }
-            told.insert(
-                key.clone(),
-                Told {
-                    report: report.clone(),
-                    at,
-                },
-            );
-            news
+            let at = Timestamp::now();
+            told.insert(key.clone(), Told { report, at });
+        }
+        let (dropping, own) = (Arc::clone(self), key.clone());
+        let _ = tokio::task::spawn_blocking(move || dropping.write_status(&own)).await;
+        true
+    }
+
+    /// Writes what an entry's status says now: whoever is late writes what the last one said. Blocking.
+    fn write_status(&self, key: &Key) {
+        let _turn = self.writing.lock();
+        let Some(told) = self.told.lock().get(key).cloned() else {
+            return;
         };
-        let (place, own) = (Arc::clone(&self.place), key.clone());
-        let written =
-            tokio::task::spawn_blocking(move || place.write_status(&own, &report.text(at)));
-        if let Ok(Err(error)) = written.await {
+        if let Err(error) = self.place.write_status(key, &told.report.text(told.at)) {
             tracing::warn!(entry = %key, %error, "its status is not written");
         }
-        news
     }
 
     /// Forgets an entry that is gone. What was published keeps its status.
@@ -467,8 +473,12 @@ impl Dropping {
             }
         }
         if !kept {
-            let (place, key) = (Arc::clone(&self.place), key.clone());
-            let _ = tokio::task::spawn_blocking(move || place.remove_status(&key)).await;
+            let (dropping, key) = (Arc::clone(self), key.clone());
+            let removed = tokio::task::spawn_blocking(move || {
+                let _turn = dropping.writing.lock();
+                dropping.place.remove_status(&key);
+            });
+            let _ = removed.await;
         }
         let failure = Failure::failed(format!("{key} went away")).hint("drop it again");
         self.answer(key, &Err(failure));
@@ -493,6 +503,20 @@ impl Dropping {
             remembered.insert(key.to_string(), fingerprint);
         }
         self.save_remembered().await;
+    }
+
+    /// Forgets what was done and went away while no daemon ran.
+    async fn forget_missing(self: &Arc<Self>, there: &[(Key, Seen)]) {
+        let there: HashSet<String> = there.iter().map(|(key, _)| key.to_string()).collect();
+        let missing = {
+            let mut remembered = self.remembered.lock();
+            let before = remembered.len();
+            remembered.retain(|key, _| there.contains(key));
+            remembered.len() < before
+        };
+        if missing {
+            self.save_remembered().await;
+        }
     }
 
     async fn save_remembered(self: &Arc<Self>) {
