@@ -12,11 +12,12 @@ use super::options::Update;
 use super::reuse::{copy_catalog, copy_digests};
 use crate::block::{BlockRef, FileRef};
 use crate::catalog::{Catalog, CatalogError, Kind, Row, Writer};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, PackageVersion};
 use crate::store::Store;
 
 /// A version of which everything stays that is not removed or replaced.
 pub(crate) struct Beneath {
+    package: PackageVersion,
     catalog: Catalog<File>,
     /// The catalog as the store knows it.
     file: FileRef,
@@ -59,11 +60,17 @@ impl Beneath {
             remove.push(plain);
         }
         Ok(Beneath {
+            package: package.clone(),
             catalog,
             file: manifest.catalog.file(),
             remove,
             bare: update.bare,
         })
+    }
+
+    /// Returns the error that it is not whole in the store.
+    pub(crate) fn not_whole(&self) -> PublishError {
+        PublishError::NotWhole(self.package.clone())
     }
 
     /// Returns the catalog as the store knows it.

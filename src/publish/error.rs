@@ -31,8 +31,8 @@ pub enum PublishError {
     #[error("{0}, which is to be updated, is not in the store")]
     NotHere(PackageVersion),
     /// What stays of a version is not in the store.
-    #[error("the version that is to be updated is not whole in the store")]
-    NotWhole,
+    #[error("{0}, which is to be updated, is not whole in the store")]
+    NotWhole(PackageVersion),
     /// What is to be removed is not there.
     #[error("{package} has no {path:?} that could be removed")]
     NothingThere {
@@ -198,9 +198,12 @@ impl PublishError {
                 "raise [store] quota, or unpin and remove versions".to_owned()
             }
             PublishError::NothingBeneath(_) => "publish without --update".to_owned(),
-            PublishError::NotHere(package) => format!("fetch all of it: manifs warm {package}"),
-            PublishError::NotWhole => "fetch all of it: manifs warm NAME@VERSION".to_owned(),
-            PublishError::NothingThere { package, .. } => format!("manifs ls -R {package}"),
+            PublishError::NotHere(package) | PublishError::NotWhole(package) => {
+                format!("fetch all of it: manifs warm {package}")
+            }
+            PublishError::NothingThere { package, .. } => {
+                format!("see what it has: manifs ls -R {package}")
+            }
             PublishError::Tar(error) => return error.hint(),
             PublishError::Exists { .. } => {
                 "a version never changes: publish this tree under a new version".to_owned()

@@ -303,7 +303,7 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
                 let block = self.work.sink.load(&beneath.block(&row, index)?);
-                let block = block.ok_or(PublishError::NotWhole)?;
+                let block = block.ok_or_else(|| beneath.not_whole())?;
                 pieces.add(offset + index * BLOCK_BYTES, block.bytes());
             }
         }

@@ -531,6 +531,70 @@ fn a_package_is_published_looked_at_and_copied() {
 }
 
 #[test]
+fn a_tar_stream_is_published_and_a_version_updated() {
+    let home = Home::publisher();
+    let publish = |version: &str, words: &[&str]| {
+        let named = ["publish", "--name", "acme/tools", "--version", version];
+        home.command(&[&named[..], words].concat())
+    };
+    let update = |version: &str, words: &[&str]| ran(&mut publish(version, words));
+    let stream = |version: &str, bytes: &[u8]| {
+        fs::write(home.at("stream"), bytes).unwrap();
+        let file = fs::File::open(home.at("stream")).unwrap();
+        ran(publish(version, &["--from-stdin"]).stdin(file))
+    };
+    let tree = home.at("tree");
+    let mut tar = Command::new("tar");
+    let tar = tar.args(["-c", "--format=pax", "-C"]).arg(&tree).arg(".");
+    let bytes = tar.output().unwrap().stdout;
+    let root = |version: &str| {
+        let target = format!("acme/tools@{version}");
+        let said = home.run(&["inspect", &target, "--json"]).ok().json();
+        said["manifest"]["ipfs"]["root"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    stream("1.1.0", &bytes).ok();
+    assert_eq!(root("1.1.0"), root("1.0.0"));
+    stream("1.9.0", &bytes[..bytes.len() / 2]).failed(1, "ends too early");
+    stream("1.9.0", b"").failed(1, "ends too early");
+    let compressed = stream("1.9.0", b"\x1f\x8b\x08\0\0\0\0\0").failed(1, "compressed");
+    assert!(compressed.err.contains("gzip -dc FILE | manifs publish"));
+
+    fs::create_dir(home.at("patch")).unwrap();
+    fs::write(home.at("patch/new"), "new").unwrap();
+    update("1.2.0", &["patch", "--update"]).ok();
+    let listed = home.run(&["ls", "-R", "acme/tools@1.2.0"]).ok().out;
+    assert!(
+        listed.contains("new") && listed.contains("bin/tool"),
+        "{listed}"
+    );
+    update(
+        "1.2.1",
+        &["--update=1.2.0", "--remove", "bin", "--remove", "link"],
+    )
+    .ok();
+    let listed = home.run(&["ls", "-R", "acme/tools@1.2.1"]).ok().out;
+    assert!(
+        listed.contains("new") && !listed.contains("tool"),
+        "{listed}"
+    );
+
+    update("1.9.0", &["--update", "--remove", "bin"]).failed(3, "has no \"bin\"");
+    update("1.9.0", &["patch", "--update=7.0.0"]).failed(3, "7.0.0");
+    update("1.9.0", &["patch", "--update=seven"]).failed(2, "cannot be a version");
+    for words in [
+        &[][..],
+        &["--remove", "bin"],
+        &["--update"],
+        &["patch", "--from-stdin"],
+    ] {
+        assert_eq!(update("1.9.0", words).code, 2, "{words:?}");
+    }
+}
+
+#[test]
 fn a_version_never_changes_and_a_dry_run_changes_nothing() {
     let home = Home::publisher();
     let before = fs::read(home.path.join("registry/packages/acme/tools/index.json")).unwrap();

@@ -335,7 +335,10 @@ fn publish_failure(error: &PublishError) -> Failure {
         | PublishError::Withdrawn { .. }
         | PublishError::Untrusted { .. }
         | PublishError::Seen(_) => FailureKind::Refused,
-        PublishError::NoPackage(_) | PublishError::NoVersion(_) => FailureKind::NotFound,
+        PublishError::NoPackage(_)
+        | PublishError::NoVersion(_)
+        | PublishError::NothingBeneath(_)
+        | PublishError::NothingThere { .. } => FailureKind::NotFound,
         PublishError::Reason(_) => FailureKind::Usage,
         _ => FailureKind::Failed,
     };

@@ -56,7 +56,7 @@ pub(crate) fn match_up(
             let mut file = spool.file()?;
             if let (Some(beneath), true, Some(known)) = (beneath, file.kept, file.known) {
                 if !sink.has(&beneath.row(known.row)?.file())? {
-                    return Err(PublishError::NotWhole);
+                    return Err(beneath.not_whole());
                 }
                 if same {
                     add(&mut pairs, (file.row, known.row));
