@@ -32,7 +32,7 @@ pub(super) struct Publish {
     /// The directory lies in the daemon's drop directory, and is complete: the daemon publishes it with its own key.
     #[arg(long, conflicts_with_all = [
         "from_stdin", "name", "version", "keys", "gateways", "registry", "to", "http", "trackers", "dry_run", "rehash", "preserve", "mtime",
-        "allow", "latest", "no_latest", "description", "license", "homepage", "keywords", "publisher",
+        "allow", "update", "remove", "latest", "no_latest", "description", "license", "homepage", "keywords", "publisher",
     ])]
     commit: bool,
     /// The package: name, or scope/name.

@@ -65,7 +65,7 @@ pub(super) async fn work(home: Arc<Home>, dropping: Arc<Dropping>, key: Key) -> 
             ending
         }
         Err(Stop::Refused(lines)) => {
-            tracing::warn!(entry = %key, reasons = lines.join("; "), "refused in the drop directory");
+            tracing::warn!(entry = %key, reasons = sentence(&lines), "refused in the drop directory");
             let failure = refused(&key, &lines);
             dropping.tell(&key, refused_report(&settings, lines)).await;
             dropping.answer(&key, &Err(failure));
@@ -92,8 +92,16 @@ pub(super) async fn work(home: Arc<Home>, dropping: Arc<Dropping>, key: Key) -> 
     (key, ending)
 }
 
+/// Puts the lines of a status into one.
+fn sentence(lines: &[String]) -> String {
+    let lines = lines
+        .iter()
+        .map(|line| line.trim_start_matches("- ").trim());
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 fn refused(key: &Key, lines: &[String]) -> Failure {
-    let message = format!("{key} is refused: {}", lines.join("; "));
+    let message = format!("{key} is refused: {}", sentence(lines));
     Failure::new(FailureKind::Refused, message).hint("change it, and commit it again")
 }
 
