@@ -1,8 +1,10 @@
 //! Several who publish one package at a time: nobody's version is lost, and no version gets two manifests.
 
 use std::fs;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Instant;
 
 use manifs::manifest::{Envelope, PackageVersion, ReleaseIndex, Signed};
 use manifs::publish::{Finished, Options, Outcome, Prepared, Progress, PublishError};
@@ -198,57 +200,58 @@ async fn what_others_went_on_from_counts_as_announced() {
     assert_eq!(publishing::files(&home.registry_path()), before);
 }
 
+/// Gives a home the key and the trust of another one.
+fn share_key(from: &machine::Home, to: &machine::Home) {
+    fs::create_dir(to.path().join("keys")).unwrap();
+    for name in ["keys/default.pem", "keys/default.pub.pem", "trust.toml"] {
+        fs::copy(from.path().join(name), to.path().join(name)).unwrap();
+    }
+}
+
+/// Has a process of a home publish a tree that says `text` as a version of `a`.
+fn publishing_process(home: &machine::Home, text: &str, version: &str, place: &Path) -> Command {
+    let directory = home.path().join(format!("tree{text}"));
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("file"), text).unwrap();
+    let mut command = home.command();
+    command
+        .args(["publish", directory.to_str().unwrap(), "--name", "a"])
+        .args(["--version", version, "--registry", place.to_str().unwrap()])
+        .args(["--mtime", "1700000000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_lose_no_version_of_each_other() {
     let count = machine::count("publishing processes", 6, 20);
-    let first = machine::Home::new();
+    let mut first = machine::Home::new();
     first.run(&["keygen"]);
-    let key = fs::read(first.path().join("keys/default.pem")).unwrap();
+    // One home has a daemon, which several commands ask at a time.
+    first.start_daemon();
     let place = first.path().join("shared");
     let mut homes = vec![first];
     let mut children = Vec::new();
     for number in 0..count {
-        // Every third in a home of its own with the same key, the others in homes that they share.
-        if number % 3 == 1 {
+        // Three to a home.
+        if number % 3 == 2 {
             let home = machine::Home::new();
-            home.run(&["keygen"]);
-            for (name, bytes) in [
-                ("keys/default.pem", key.clone()),
-                (
-                    "trust.toml",
-                    fs::read(homes[0].path().join("trust.toml")).unwrap(),
-                ),
-            ] {
-                fs::write(home.path().join(name), bytes).unwrap();
-            }
+            share_key(&homes[0], &home);
             homes.push(home);
         }
-        let home = homes.last().unwrap();
-        let directory = home.path().join(format!("tree{number}"));
-        fs::create_dir(&directory).unwrap();
-        fs::write(directory.join("file"), number.to_string()).unwrap();
         // The last two want the same version, of other trees.
         let version = format!("1.0.{}", number.min(count - 2));
-        let child = home
-            .command()
-            .args(["publish", directory.to_str().unwrap(), "--name", "a"])
-            .args(["--version", &version, "--registry", place.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        children.push(child);
+        let home = homes.last().unwrap();
+        let mut command = publishing_process(home, &number.to_string(), &version, &place);
+        children.push(command.spawn().unwrap());
     }
     let mut refused = 0;
     for child in children {
         let output = child.wait_with_output().unwrap();
         if !output.status.success() {
-            assert_eq!(
-                output.status.code(),
-                Some(4),
-                "{}",
-                machine::describe(&output)
-            );
+            let said = machine::describe(&output);
+            assert_eq!(output.status.code(), Some(4), "{said}");
             refused += 1;
         }
     }
@@ -256,4 +259,62 @@ async fn processes_lose_no_version_of_each_other() {
     let index = checked_index(&Directory::new(&place)).await;
     assert_eq!(index.versions.len(), count - 1);
     assert_eq!(index.sequence, count as u64 - 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_publishers_lose_nothing_of_others() {
+    let count = machine::count("publishers, most of them killed", 8, 40);
+    let first = machine::Home::new();
+    first.run(&["keygen"]);
+    let place = first.path().join("shared");
+    let homes: Vec<machine::Home> = (0..count)
+        .map(|_| {
+            let home = machine::Home::new();
+            share_key(&first, &home);
+            home
+        })
+        .collect();
+    let process = |number: usize| {
+        let (text, version) = (number.to_string(), format!("1.0.{number}"));
+        publishing_process(&homes[number], &text, &version, &place)
+    };
+    let started = Instant::now();
+    assert!(process(0).output().unwrap().status.success());
+    let whole = started.elapsed();
+    let mut children: Vec<_> = (1..count)
+        .map(|number| process(number).spawn().unwrap())
+        .collect();
+    for (number, child) in children.iter_mut().enumerate() {
+        if number % 4 > 0 {
+            let random = u32::from(machine::noise(number as u64, 3)[1]);
+            std::thread::park_timeout(whole * random / 1024);
+            // One that is done already is not killed.
+            child.kill().unwrap();
+        }
+    }
+    let mut killed = 0;
+    for (number, child) in (1..).zip(children) {
+        let output = child.wait_with_output().unwrap();
+        let index = checked_index(&Directory::new(&place)).await;
+        let listed = index
+            .versions
+            .keys()
+            .any(|version| version.as_str() == format!("1.0.{number}"));
+        if output.status.success() {
+            assert!(listed, "1.0.{number} was published and is lost");
+        } else {
+            assert_eq!(output.status.code(), None, "{}", machine::describe(&output));
+            killed += 1;
+        }
+    }
+    println!("{killed} of {count} killed within {whole:?}");
+    for number in 1..count {
+        let output = process(number).output().unwrap();
+        assert!(output.status.success(), "{}", machine::describe(&output));
+    }
+    let index = checked_index(&Directory::new(&place)).await;
+    assert_eq!(
+        (index.versions.len(), index.sequence),
+        (count, count as u64)
+    );
 }
