@@ -258,6 +258,22 @@ pub(crate) fn list(
     directory: BorrowedFd<'_>,
     skip: &mut dyn FnMut(&[u8]) -> bool,
 ) -> io::Result<Vec<Found>> {
+    list_all(directory, skip, false)
+}
+
+/// As [`list`], of a directory in which others come and go: what vanishes meanwhile is passed over.
+pub(crate) fn list_living(
+    directory: BorrowedFd<'_>,
+    skip: &mut dyn FnMut(&[u8]) -> bool,
+) -> io::Result<Vec<Found>> {
+    list_all(directory, skip, true)
+}
+
+fn list_all(
+    directory: BorrowedFd<'_>,
+    skip: &mut dyn FnMut(&[u8]) -> bool,
+    living: bool,
+) -> io::Result<Vec<Found>> {
     let mut buffer = vec![MaybeUninit::uninit(); LISTING_BYTES];
     let mut entries = RawDir::new(directory, &mut buffer);
     let mut found = Vec::new();
@@ -268,7 +284,10 @@ pub(crate) fn list(
             continue;
         }
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = rustix::fs::statx(directory, name, flags, MASK)?;
+        let stat = match rustix::fs::statx(directory, name, flags, MASK) {
+            Err(Errno::NOENT) if living => continue,
+            stat => stat?,
+        };
         found.push(Found {
             name: name.to_bytes().to_vec(),
             stat: Stat::new(&stat),
@@ -415,6 +434,19 @@ mod tests {
         assert_eq!(found[2].stat.size, 5);
         assert_eq!(target(opened.as_fd(), b"a").unwrap(), b"a.b");
         assert!(open_file(opened.as_fd(), b"a").is_err());
+        // What vanishes between listing and looking, as somebody else's temporary file does.
+        let mut vanish = |name: &[u8]| {
+            if name == b"a.b" {
+                fs::remove_file(dir.path().join("a.b")).unwrap();
+            }
+            false
+        };
+        let opened = File::open(dir.path()).unwrap();
+        assert!(list(opened.as_fd(), &mut vanish).is_err());
+        fs::write(dir.path().join("a.b"), b"").unwrap();
+        let opened = File::open(dir.path()).unwrap();
+        let found = list_living(opened.as_fd(), &mut vanish).unwrap();
+        assert_eq!(found.len(), 3);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod work;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -80,6 +81,8 @@ pub(super) struct Dropping {
     problem: Mutex<Option<String>>,
     remembered: Mutex<BTreeMap<String, Fingerprint>>,
     remembered_path: PathBuf,
+    /// Whether this process has looked at the directory.
+    seen_once: AtomicBool,
 }
 
 /// What an entry's status says.
@@ -184,6 +187,7 @@ impl Dropping {
             problem: Mutex::default(),
             remembered: Mutex::new(remembered.unwrap_or_default()),
             remembered_path,
+            seen_once: AtomicBool::new(false),
         })
     }
 
@@ -261,6 +265,12 @@ impl Dropping {
         while tasks.join_next().await.is_some() {}
     }
 
+    async fn was_committed(&self, key: &Key) -> bool {
+        let (place, key) = (Arc::clone(&self.place), key.clone());
+        let look = tokio::task::spawn_blocking(move || place.was_committed(&key));
+        look.await.unwrap_or(false)
+    }
+
     /// Looks at what lies in the directory. Returns whether to look again soon.
     async fn scan(
         self: &Arc<Self>,
@@ -334,9 +344,16 @@ impl Dropping {
         if whole {
             self.forget_missing(&entries).await;
         }
+        let first = !self.seen_once.swap(true, Ordering::Relaxed);
         let (new, gone) = self.board.lock().found(entries, now);
         for key in new {
-            if self.board.lock().phase(&key) == Some(Phase::Arriving) {
+            if self.board.lock().phase(&key) != Some(Phase::Arriving) {
+                continue;
+            }
+            // An earlier process died over it; whoever committed it does not do so twice.
+            if first && self.was_committed(&key).await {
+                self.board.lock().commit(&key, now);
+            } else {
                 self.tell(&key, self.arriving()).await;
             }
         }

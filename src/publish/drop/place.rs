@@ -20,6 +20,7 @@ use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions
 use super::inventory::{self, Fingerprint, Inventory};
 use super::members::Group;
 use super::name::{Key, STATUS, Wanted};
+use super::report::Word;
 use super::rights::{PRIVATE, SHARED, make, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
@@ -39,6 +40,9 @@ const PUBLISHED: &str = ".published";
 
 /// How many names are tried for a directory whose own is taken.
 const NAMES_TRIED: u32 = 1000;
+
+/// Bytes of a status in which its first word ends.
+const WORD_BYTES: usize = 16;
 
 /// The file that commits an entry.
 const COMMIT: &str = ".publish";
@@ -364,6 +368,31 @@ impl DropDirectory {
         Inventory::take(&entry.disk, &self.temporary, &|| false)
     }
 
+    /// Returns whether an entry's status says that it was committed and had come to no end: an earlier process died over
+    /// it. One that was changed since its status was written has to be committed again.
+    pub fn was_committed(&self, key: &Key) -> bool {
+        let look = || -> io::Result<bool> {
+            let parent = self.parent(key).map_err(io::Error::other)?;
+            let place = [key.name(), STATUS.as_bytes()].concat();
+            let file = disk::open_file(parent.as_fd(), &place)?;
+            let (status, entry) = (
+                disk::stat(&file)?,
+                disk::stat_in(parent.as_fd(), key.name())?,
+            );
+            if status.kind != FileKind::File || entry.ctime > status.mtime {
+                return Ok(false);
+            }
+            let mut begin = [0; WORD_BYTES];
+            let read = rustix::io::read(&file, &mut begin)?;
+            let word = begin[..read].split(|byte| *byte == b' ').next();
+            let under_way = [Word::Committed, Word::Publishing, Word::Waiting];
+            Ok(under_way
+                .iter()
+                .any(|known| Some(known.text().as_bytes()) == word))
+        };
+        look().unwrap_or(false)
+    }
+
     /// Replaces the status of an entry.
     ///
     /// # Errors
@@ -683,7 +712,8 @@ fn shown(path: &[u8]) -> String {
 fn visible(directory: BorrowedFd<'_>) -> io::Result<Vec<disk::Found>> {
     // A descriptor of its own: one that was listed is at its end.
     let directory = disk::open_directory(directory, b".")?;
-    let mut found = disk::list(directory.as_fd(), &mut |name| name.starts_with(b"."))?;
+    // Others put things there and take them away meanwhile.
+    let mut found = disk::list_living(directory.as_fd(), &mut |name| name.starts_with(b"."))?;
     let status = STATUS.as_bytes();
     found.retain(|found| found.stat.kind != FileKind::File || !found.name.ends_with(status));
     Ok(found)

@@ -347,3 +347,36 @@ fn for_a_group_everything_belongs_to_a_member() {
     let refused = DropDirectory::check(&path, Some(&group)).unwrap_err();
     assert!(refused.hint().contains("chmod 3770"), "{}", refused.hint());
 }
+
+#[test]
+fn what_an_earlier_process_died_over_stays_committed() {
+    let around = around();
+    let key = around.tree("a@1.0.0");
+    assert!(!around.place.was_committed(&key), "there is no status");
+    for (word, committed) in [
+        ("committed", true),
+        ("publishing", true),
+        ("waiting", true),
+        ("arriving", false),
+        ("published", false),
+        ("refused", false),
+        ("", false),
+    ] {
+        let text = format!("{word} 2026-01-01T00:00:00Z\n");
+        around.place.write_status(&key, &text).unwrap();
+        assert_eq!(around.place.was_committed(&key), committed, "{word:?}");
+    }
+    // Somebody has put another one there since.
+    around.place.write_status(&key, "publishing x\n").unwrap();
+    let status = fs::File::options()
+        .write(true)
+        .open(around.path("a@1.0.0.status"))
+        .unwrap();
+    status.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert!(!around.place.was_committed(&key));
+    // Nobody's link is followed.
+    fs::remove_file(around.path("a@1.0.0.status")).unwrap();
+    fs::write(around.path(".elsewhere"), "publishing x\n").unwrap();
+    symlink(".elsewhere", around.path("a@1.0.0.status")).unwrap();
+    assert!(!around.place.was_committed(&key));
+}
