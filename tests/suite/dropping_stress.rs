@@ -329,11 +329,11 @@ fn many_drops_at_once_end_each_for_itself() {
         }
     }
     // One of the refused is put right, and says so by `.publish`.
-    let repaired = drops.place.join("ok/environment@1.0.0");
-    fs::remove_file(repaired.join(".env")).unwrap();
+    let repaired = drops.place.join("ok/absolute@1.0.0");
+    fs::remove_file(repaired.join("link")).unwrap();
     fs::write(repaired.join(".publish"), "").unwrap();
     drops.home.wait_for("the repaired one", |_| {
-        drops.announced().contains("ok/environment@1.0.0")
+        drops.announced().contains("ok/absolute@1.0.0")
     });
 }
 
