@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -31,12 +31,14 @@ impl Home {
             )
         })?;
         let key = dropping.key_of(entry)?;
-        dropping.place.entry(&key).map_err(|error| {
+        let found = dropping.place.entry(&key).map_err(|error| {
             Failure::new(FailureKind::NotFound, format!("{key}: {error}")).hint(error.hint())
         })?;
         key.wanted().map_err(|trouble| {
             Failure::new(FailureKind::Refused, format!("{key}: {trouble}")).hint(trouble.hint())
         })?;
+        // Before the answer is asked for: what becomes of another directory of this name is none.
+        dropping.board.lock().commit(&key, found.inode());
         let (answer, mut ended) = oneshot::channel();
         dropping
             .waiting
@@ -44,9 +46,9 @@ impl Home {
             .entry(key.clone())
             .or_default()
             .push(answer);
-        dropping.see(&key).await?;
-        dropping.board.lock().commit(&key, Instant::now());
-        dropping.changed.notify_one();
+        let seen = dropping.see(&key).await;
+        dropping.board.lock().withdraw(&key);
+        seen?;
         let mut every = tokio::time::interval(SAY_EVERY);
         loop {
             tokio::select! {
@@ -86,12 +88,12 @@ impl Dropping {
         Key::from_path(below.as_os_str().as_bytes()).ok_or_else(elsewhere)
     }
 
-    /// Returns once an entry that is there is on the board.
+    /// Returns once what was committed was found.
     async fn see(&self, key: &Key) -> Result<(), Failure> {
         let deadline = tokio::time::Instant::now() + SEEN_WITHIN;
         loop {
             let scanned = self.scanned.notified();
-            if self.board.lock().phase(key).is_some() {
+            if !self.board.lock().is_pending(key) {
                 return Ok(());
             }
             self.changed.notify_one();

@@ -550,6 +550,10 @@ impl Dropping {
 
     /// Tells those who wait for an entry how it ended.
     fn answer(&self, key: &Key, answer: &Answer) {
+        // They wait for another directory of this name, which was not found yet.
+        if self.board.lock().is_pending(key) {
+            return;
+        }
         for waiting in self.waiting.lock().remove(key).unwrap_or_default() {
             // Who does not wait any more is not told.
             let _ = waiting.send(answer.clone());

@@ -3,7 +3,7 @@
 //! An entry arrives; it is committed by being renamed into place, by its `.publish`, by a command, or by being quiet for
 //! `settle`; it is published; then it is done, until it changes. What passes by itself is tried again.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::inventory::Fingerprint;
@@ -104,6 +104,8 @@ pub struct Board {
     entries: BTreeMap<Key, Entry>,
     /// Entries that were renamed into place before they were seen.
     moved: HashSet<Key>,
+    /// Directories that somebody commits, by inode, before they are seen.
+    commits: HashMap<Key, u64>,
     settle: Duration,
 }
 
@@ -116,6 +118,7 @@ impl Board {
         Board {
             entries: BTreeMap::new(),
             moved: HashSet::new(),
+            commits: HashMap::new(),
             settle,
         }
     }
@@ -133,11 +136,26 @@ impl Board {
     ) -> (Vec<Key>, Vec<(Key, Phase)>) {
         let mut there = BTreeSet::new();
         let mut new = Vec::new();
+        let mut later = HashSet::new();
         for (key, seen) in listed {
             there.insert(key.clone());
-            let moved = self.moved.remove(&key);
+            let mut moved = self.moved.remove(&key);
             match self.entries.get_mut(&key) {
-                Some(entry) if entry.inode == seen.inode || entry.phase == Phase::Publishing => {
+                // Another one came in the place of one that is being published: it is judged when that has ended.
+                Some(entry) if entry.phase == Phase::Publishing && entry.inode != seen.inode => {
+                    if moved {
+                        later.insert(key);
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            if self.commits.get(&key) == Some(&seen.inode) {
+                self.commits.remove(&key);
+                moved = true;
+            }
+            match self.entries.get_mut(&key) {
+                Some(entry) if entry.inode == seen.inode => {
                     if seen.mark.is_some() && seen.mark != entry.mark {
                         entry.mark = seen.mark;
                         entry.commit(now);
@@ -148,7 +166,7 @@ impl Board {
                 }
                 _ => {
                     let mut entry = Entry::new(&seen, now);
-                    if let Some(done) = seen.done {
+                    if let Some(done) = seen.done.filter(|_| !moved) {
                         entry.phase = Phase::Done;
                         entry.fingerprint = Some(done);
                         entry.mark = seen.mark;
@@ -169,8 +187,8 @@ impl Board {
         for (key, _) in &gone {
             self.entries.remove(key);
         }
-        // What was renamed in and away again.
-        self.moved.clear();
+        // What else was renamed in went away again.
+        self.moved = later;
         (new, gone)
     }
 
@@ -188,15 +206,19 @@ impl Board {
         }
     }
 
-    /// Commits an entry because somebody says so; returns whether there is one.
-    pub fn commit(&mut self, key: &Key, now: Instant) -> bool {
-        match self.entries.get_mut(key) {
-            Some(entry) => {
-                entry.commit(now);
-                true
-            }
-            None => false,
-        }
+    /// Commits the directory with this inode because somebody says so: as soon as it is found under this name.
+    pub fn commit(&mut self, key: &Key, inode: u64) {
+        self.commits.insert(key.clone(), inode);
+    }
+
+    /// Returns whether what was committed was not found yet.
+    pub fn is_pending(&self, key: &Key) -> bool {
+        self.commits.contains_key(key)
+    }
+
+    /// Takes back a commit that was not found yet.
+    pub fn withdraw(&mut self, key: &Key) {
+        self.commits.remove(key);
     }
 
     /// Returns the entries to look at now.

@@ -84,7 +84,8 @@ fn without_settle_quiet_means_nothing() {
     board.found(vec![seen("a@1.0.0", 1)], now);
     assert!(board.to_look_at(now + Duration::from_secs(9999)).is_empty());
     assert_eq!(board.wake_at(), None);
-    assert!(board.commit(&key("a@1.0.0"), now));
+    board.commit(&key("a@1.0.0"), 1);
+    board.found(vec![seen("a@1.0.0", 1)], now);
     assert_eq!(board.start(1, now), [key("a@1.0.0")]);
 }
 
@@ -136,7 +137,8 @@ fn what_is_refused_is_tried_again_when_it_is_committed_or_changed() {
     assert_eq!(board.start(1, now), []);
     board.found(with(mark(2)), now);
     refuse(&mut board);
-    board.commit(&a, now);
+    board.commit(&a, 1);
+    board.found(with(mark(2)), now);
     refuse(&mut board);
     board.moved_in(a.clone(), now);
     board.found(with(mark(2)), now);
@@ -212,7 +214,8 @@ fn what_was_committed_while_it_was_published_is_published_again() {
     board.moved_in(a.clone(), now);
     board.found(vec![seen("a@1.0.0", 1)], now);
     board.start(1, now);
-    board.commit(&a, now);
+    board.commit(&a, 1);
+    board.found(vec![seen("a@1.0.0", 1)], now);
     board.ended(&a, Ending::Done { fingerprint: None }, now);
     assert_eq!(board.start(1, now), std::slice::from_ref(&a));
     // But what we gave back ourselves settles first, whatever the kernel says of the renaming.
@@ -235,4 +238,24 @@ fn what_an_earlier_process_was_done_with_waits_for_a_change() {
     let now = now + LOOK_DONE;
     let phase = board.looked(&a, print(2), false, Duration::ZERO, now);
     assert_eq!(phase, Some(Phase::Arriving));
+}
+
+#[test]
+fn regression_a_commit_is_of_the_directory_that_is_there_not_of_the_one_before() {
+    let now = Instant::now();
+    let mut board = Board::new(SETTLE);
+    let a = key("a@1.0.0");
+    board.moved_in(a.clone(), now);
+    board.found(vec![seen("a@1.0.0", 1)], now);
+    assert_eq!(board.start(1, now), std::slice::from_ref(&a));
+    // The next one comes, and is committed, while the board still knows the first.
+    board.commit(&a, 2);
+    board.found(vec![seen("a@1.0.0", 2)], now);
+    assert!(board.is_pending(&a));
+    board.ended(&a, Ending::Done { fingerprint: None }, now);
+    board.found(Vec::new(), now);
+    assert!(board.is_pending(&a));
+    board.found(vec![seen("a@1.0.0", 2)], now);
+    assert!(!board.is_pending(&a));
+    assert_eq!(board.start(1, now), [a]);
 }

@@ -542,6 +542,11 @@ impl Entry {
         &self.key
     }
 
+    /// Returns its inode.
+    pub fn inode(&self) -> u64 {
+        self.disk.stat().inode
+    }
+
     /// Returns its directory, to be published.
     ///
     /// # Errors
