@@ -352,7 +352,7 @@ impl Dropping {
             }
             // An earlier process died over it; whoever committed it does not do so twice.
             if first && self.was_committed(&key).await {
-                self.board.lock().commit(&key, now);
+                self.board.lock().go_on(&key, now);
             } else {
                 self.tell(&key, self.arriving()).await;
             }

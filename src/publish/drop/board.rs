@@ -211,6 +211,13 @@ impl Board {
         self.commits.insert(key.clone(), inode);
     }
 
+    /// Goes on with an entry that an earlier process had taken for committed.
+    pub fn go_on(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.commit(now);
+        }
+    }
+
     /// Returns whether what was committed was not found yet.
     pub fn is_pending(&self, key: &Key) -> bool {
         self.commits.contains_key(key)
