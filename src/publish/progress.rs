@@ -77,7 +77,10 @@ pub struct Progress {
 impl Progress {
     /// Starts at nothing.
     pub fn new() -> Progress {
-        Progress::default()
+        let progress = Progress::default();
+        // Only streams are unpacked first.
+        progress.enter(Step::Walk);
+        progress
     }
 
     /// Returns how far it is.
