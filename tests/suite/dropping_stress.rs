@@ -17,14 +17,14 @@ use manifs::manifest::{Envelope, Signed};
 use crate::machine::{Home, count, noise};
 
 /// A home with a key, whose daemon publishes what is dropped.
-struct Drops {
-    home: Home,
-    place: PathBuf,
+pub(crate) struct Drops {
+    pub(crate) home: Home,
+    pub(crate) place: PathBuf,
 }
 
 impl Drops {
     /// Nothing is published for being quiet: each test commits.
-    fn new(more: &str) -> Drops {
+    pub(crate) fn new(more: &str) -> Drops {
         let home = Home::new();
         home.run(&["keygen"]);
         let settle = if more.contains("settle") {
@@ -47,26 +47,26 @@ impl Drops {
     }
 
     /// Makes a tree beside the entries, under a name that nobody looks at.
-    fn stage(&self, name: &str) -> PathBuf {
+    pub(crate) fn stage(&self, name: &str) -> PathBuf {
         let path = self.place.join(format!(".{name}"));
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// Renames a staged tree into place, which commits it.
-    fn commit(&self, name: &str, entry: &str) {
+    pub(crate) fn commit(&self, name: &str, entry: &str) {
         let entry = self.place.join(OsStr::from_bytes(entry.as_bytes()));
         fs::create_dir_all(entry.parent().unwrap()).unwrap();
         fs::rename(self.place.join(format!(".{name}")), entry).unwrap();
     }
 
     /// Returns the status of an entry, if it has one.
-    fn status(&self, entry: &str) -> Option<String> {
+    pub(crate) fn status(&self, entry: &str) -> Option<String> {
         fs::read_to_string(self.place.join(format!("{entry}.status"))).ok()
     }
 
     /// Waits until an entry has come to an end, and returns its status.
-    fn ended(&self, entry: &str) -> String {
+    pub(crate) fn ended(&self, entry: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             let status = self.status(entry).unwrap_or_default();
@@ -86,7 +86,7 @@ impl Drops {
 
     /// Returns the versions in the registry, after looking whether each has the one manifest that the index names, and
     /// that this home publishes the same one.
-    fn announced(&self) -> BTreeSet<String> {
+    pub(crate) fn announced(&self) -> BTreeSet<String> {
         let mut versions = BTreeSet::new();
         let packages = self.home.path().join("registry/packages/ok");
         let Ok(packages) = fs::read_dir(packages) else {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::Dropping;
+use super::{Dropping, Waiting};
 use crate::daemon::Home;
 use crate::publish::drop::{Key, Phase};
 use crate::serve::control::{Committed, Failure, FailureKind, Progress, Replies};
@@ -37,17 +37,18 @@ impl Home {
         key.wanted().map_err(|trouble| {
             Failure::new(FailureKind::Refused, format!("{key}: {trouble}")).hint(trouble.hint())
         })?;
-        // Before the answer is asked for: what becomes of another directory of this name is none.
-        dropping.board.lock().commit(&key, found.inode());
+        let inode = found.inode();
         let (answer, mut ended) = oneshot::channel();
-        dropping
-            .waiting
-            .lock()
-            .entry(key.clone())
-            .or_default()
-            .push(answer);
-        let seen = dropping.see(&key).await;
-        dropping.board.lock().withdraw(&key);
+        {
+            // At once: the publish that this begins is the one whose end is the answer.
+            let mut board = dropping.board.lock();
+            board.commit(&key, inode);
+            let mut waiting = dropping.waiting.lock();
+            let waiting = waiting.entry(key.clone()).or_default();
+            waiting.push(Waiting { inode, answer });
+        }
+        let seen = dropping.see(&key, inode).await;
+        dropping.board.lock().withdraw(&key, inode);
         seen?;
         let mut every = tokio::time::interval(SAY_EVERY);
         loop {
@@ -89,11 +90,11 @@ impl Dropping {
     }
 
     /// Returns once what was committed was found.
-    async fn see(&self, key: &Key) -> Result<(), Failure> {
+    async fn see(&self, key: &Key, inode: u64) -> Result<(), Failure> {
         let deadline = tokio::time::Instant::now() + SEEN_WITHIN;
         loop {
             let scanned = self.scanned.notified();
-            if !self.board.lock().is_pending(key) {
+            if !self.board.lock().is_pending(key, inode) {
                 return Ok(());
             }
             self.changed.notify_one();

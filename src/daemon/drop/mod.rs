@@ -26,7 +26,8 @@ use crate::durable;
 use crate::manifest::Timestamp;
 use crate::publish::Progress;
 use crate::publish::drop::{
-    Board, DropDirectory, Ending, Fingerprint, Found, Key, NameTrouble, Phase, Report, Seen, Word,
+    Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Report, Seen,
+    Word,
 };
 use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
 
@@ -76,7 +77,7 @@ pub(super) struct Dropping {
     writing: Mutex<()>,
     /// The last versions whose directories are cleared away.
     recent: Mutex<VecDeque<(Key, Told)>>,
-    waiting: Mutex<HashMap<Key, Vec<oneshot::Sender<Answer>>>>,
+    waiting: Mutex<HashMap<Key, Vec<Waiting>>>,
     /// What keeps the directory as a whole from being used.
     problem: Mutex<Option<String>>,
     remembered: Mutex<BTreeMap<String, Fingerprint>>,
@@ -92,10 +93,32 @@ struct Told {
     at: Timestamp,
 }
 
+/// Somebody who waits for what becomes of a directory.
+struct Waiting {
+    inode: u64,
+    answer: oneshot::Sender<Answer>,
+}
+
+impl Waiting {
+    /// Tells all of them how it ended.
+    fn answer(all: Vec<Waiting>, answer: &Answer) {
+        for waiting in all {
+            // Who does not wait any more is not told.
+            let _ = waiting.answer.send(answer.clone());
+        }
+    }
+}
+
 /// What a task did.
 enum Done {
-    Worked(Key, Ending),
-    Looked(Key, Option<Phase>),
+    Worked(Ending),
+    Looked(Option<Phase>),
+}
+
+/// What a task is about.
+enum About {
+    Work(Key),
+    Look(Key),
 }
 
 /// Reads what a section says again.
@@ -199,6 +222,8 @@ impl Dropping {
     async fn run(self: Arc<Self>, home: Arc<Home>) {
         let mut watch = Watch::new(&self.real, &self.heard);
         let mut tasks: JoinSet<Done> = JoinSet::new();
+        // Also of one that panics it has to be known what it was about.
+        let mut abouts: HashMap<tokio::task::Id, About> = HashMap::new();
         let mut looking: HashSet<Key> = HashSet::new();
         let mut working = 0;
         let mut bad: BTreeMap<Key, NameTrouble> = BTreeMap::new();
@@ -216,17 +241,19 @@ impl Dropping {
             for key in due {
                 if looking.len() < LOOKS_MAX && looking.insert(key.clone()) {
                     let dropping = Arc::clone(&self);
-                    tasks.spawn_blocking(move || dropping.look(key));
+                    let about = About::Look(key.clone());
+                    let task = tasks.spawn_blocking(move || dropping.look(&key));
+                    abouts.insert(task.id(), about);
                 }
             }
-            let started = self.board.lock().start(PUBLISHES_MAX - working, now);
-            for key in started {
+            for (key, waiting) in self.start(PUBLISHES_MAX - working, now) {
                 working += 1;
+                let about = About::Work(key.clone());
                 let (home, dropping) = (Arc::clone(&home), Arc::clone(&self));
-                tasks.spawn(async move {
-                    let (key, ending) = work::work(home, dropping, key).await;
-                    Done::Worked(key, ending)
+                let task = tasks.spawn(async move {
+                    Done::Worked(work::work(home, dropping, key, waiting).await)
                 });
+                abouts.insert(task.id(), about);
             }
             self.tell_queue().await;
             let wake = self.board.lock().wake_at();
@@ -241,21 +268,39 @@ impl Dropping {
                     scan_at = Instant::now();
                 }
                 () = self.changed.notified() => scan_at = Instant::now(),
-                Some(done) = tasks.join_next() => match done {
-                    Ok(Done::Worked(key, ending)) => {
-                        working -= 1;
-                        self.under_way.lock().remove(&key);
-                        self.board.lock().ended(&key, ending, Instant::now());
-                        scan_at = Instant::now();
-                    }
-                    Ok(Done::Looked(key, phase)) => {
-                        looking.remove(&key);
-                        if phase == Some(Phase::Arriving) {
-                            self.tell(&key, self.arriving()).await;
+                Some(done) = tasks.join_next_with_id() => {
+                    let (id, done) = match done {
+                        Ok((id, done)) => (id, Some(done)),
+                        Err(error) => {
+                            tracing::error!(%error, "the drop directory");
+                            (error.id(), None)
                         }
+                    };
+                    match abouts.remove(&id) {
+                        Some(About::Work(key)) => {
+                            working -= 1;
+                            scan_at = Instant::now();
+                            self.under_way.lock().remove(&key);
+                            let ending = match done {
+                                Some(Done::Worked(ending)) => ending,
+                                // It broke off, which may have been for once.
+                                _ => Ending::Wait,
+                            };
+                            self.board.lock().ended(&key, ending, Instant::now());
+                        }
+                        Some(About::Look(key)) => {
+                            looking.remove(&key);
+                            let phase = match done {
+                                Some(Done::Looked(phase)) => phase,
+                                _ => self.looked(&key, None, true, Duration::ZERO),
+                            };
+                            if phase == Some(Phase::Arriving) {
+                                self.tell(&key, self.arriving()).await;
+                            }
+                        }
+                        None => {}
                     }
-                    Err(error) => tracing::error!(%error, "the drop directory"),
-                },
+                }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
         }
@@ -263,6 +308,32 @@ impl Dropping {
             progress.cancel();
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// Takes what is to be published now, each with those who wait for it.
+    fn start(&self, room: usize, now: Instant) -> Vec<(Key, Vec<Waiting>)> {
+        let mut board = self.board.lock();
+        let started = board.start(room, now);
+        let started = started.into_iter().map(|key| {
+            let inode = board.inode(&key);
+            let waiting = self.take_waiting(&board, &key).into_iter();
+            let (its, gone) = waiting.partition(|waiting| Some(waiting.inode) == inode);
+            Waiting::answer(gone, &Err(went_away(&key)));
+            (key, its)
+        });
+        started.collect()
+    }
+
+    /// Takes those who wait for an entry, but for a directory that was not found yet under this name.
+    fn take_waiting(&self, board: &Board, key: &Key) -> Vec<Waiting> {
+        let mut waiting = self.waiting.lock();
+        let all = waiting.remove(key).unwrap_or_default().into_iter();
+        let (pending, taken): (Vec<_>, Vec<_>) =
+            all.partition(|waiting| board.is_pending(key, waiting.inode));
+        if !pending.is_empty() {
+            waiting.insert(key.clone(), pending);
+        }
+        taken
     }
 
     async fn was_committed(&self, key: &Key) -> bool {
@@ -388,25 +459,30 @@ impl Dropping {
     }
 
     /// Looks at one entry. Blocking.
-    fn look(&self, key: Key) -> Done {
+    fn look(&self, key: &Key) -> Done {
         let started = Instant::now();
-        let entry = self.place.entry(&key).ok();
+        let entry = self.place.entry(key).ok();
         let fingerprint = entry.as_ref().and_then(|entry| entry.fingerprint().ok());
         let quiet = fingerprint.is_some_and(|fingerprint| {
-            self.board
-                .lock()
-                .is_quiet(&key, fingerprint, Instant::now())
+            self.board.lock().is_quiet(key, fingerprint, Instant::now())
         });
         // Asked last, when everything else says that it is complete.
-        let written = quiet && entry.is_none_or(|entry| entry.writer().ok().flatten().is_some());
-        let now = Instant::now();
-        let took = now - started;
+        let unwritten = |entry: &Entry| matches!(entry.writer(), Ok(None));
+        let written = quiet && !entry.as_ref().is_some_and(unwritten);
+        let took = started.elapsed();
         tracing::debug!(entry = %key, quiet, written, ?took, "looked at");
-        let phase = self
-            .board
-            .lock()
-            .looked(&key, fingerprint, written, took, now);
-        Done::Looked(key, phase)
+        Done::Looked(self.looked(key, fingerprint, written, took))
+    }
+
+    fn looked(
+        &self,
+        key: &Key,
+        fingerprint: Option<Fingerprint>,
+        written: bool,
+        took: Duration,
+    ) -> Option<Phase> {
+        let mut board = self.board.lock();
+        board.looked(key, fingerprint, written, took, Instant::now())
     }
 
     fn arriving(&self) -> Report {
@@ -497,8 +573,8 @@ impl Dropping {
             });
             let _ = removed.await;
         }
-        let failure = Failure::failed(format!("{key} went away")).hint("drop it again");
-        self.answer(key, &Err(failure));
+        let waiting = self.take_waiting(&self.board.lock(), key);
+        Waiting::answer(waiting, &Err(went_away(key)));
     }
 
     /// Returns the counters of a publish that begins.
@@ -548,18 +624,6 @@ impl Dropping {
         }
     }
 
-    /// Tells those who wait for an entry how it ended.
-    fn answer(&self, key: &Key, answer: &Answer) {
-        // They wait for another directory of this name, which was not found yet.
-        if self.board.lock().is_pending(key) {
-            return;
-        }
-        for waiting in self.waiting.lock().remove(key).unwrap_or_default() {
-            // Who does not wait any more is not told.
-            let _ = waiting.send(answer.clone());
-        }
-    }
-
     /// Takes what a configuration that was read again wants; where the directory is stays as it was.
     pub(super) fn reload(&self, settings: Settings) {
         self.board.lock().set_settle(settings.settle);
@@ -602,6 +666,10 @@ impl Dropping {
     pub(super) fn problems(&self) -> Vec<String> {
         self.problem.lock().iter().cloned().collect()
     }
+}
+
+fn went_away(key: &Key) -> Failure {
+    Failure::failed(format!("{key} went away")).hint("drop it again")
 }
 
 /// Returns the package that an entry wants to be.

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Dropping;
 use super::settings::Settings;
+use super::{Dropping, Waiting};
 use crate::daemon::Home;
 use crate::manifest::{PackageVersion, TrustPolicy, Version};
 use crate::publish::drop::{
     After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
     Key, Report, Standing, Wanted, Word, refusal_lines,
 };
-use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Summary};
+use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Reason, Summary};
 use crate::registry::{Registry, RegistryError};
 use crate::serve::control::{Committed, Failure, FailureKind};
 use crate::store::StoreError;
@@ -22,10 +22,15 @@ const SAY_EVERY: Duration = Duration::from_secs(1);
 /// How often a version is chosen anew because somebody took it meanwhile.
 const CHOICES_MAX: u32 = 5;
 
+/// What to do about a tree that changes while it is read.
+const UNTIL_QUIET: &str = "wait until nothing writes to it";
+
 /// Why an entry is no version now.
 enum Stop {
     /// Somebody has to do something; lines for people.
     Refused(Vec<String>),
+    /// Somebody is at work in it; the same.
+    Changed(Vec<String>),
     /// It passes by itself; a sentence.
     Wait(String),
     /// The daemon ends.
@@ -34,7 +39,7 @@ enum Stop {
 
 /// An entry that was opened, with what its publisher says.
 struct Opened {
-    entry: Entry,
+    entry: Arc<Entry>,
     inventory: Inventory,
     wanted: Wanted,
     instructions: Instructions,
@@ -48,27 +53,42 @@ struct Success {
     notes: Vec<String>,
 }
 
-/// Publishes an entry, says how it went, and clears it away.
-pub(super) async fn work(home: Arc<Home>, dropping: Arc<Dropping>, key: Key) -> (Key, Ending) {
+/// Publishes an entry, says how it went, also to those who wait for it, and clears it away.
+pub(super) async fn work(
+    home: Arc<Home>,
+    dropping: Arc<Dropping>,
+    key: Key,
+    waiting: Vec<Waiting>,
+) -> Ending {
     let settings = dropping.settings.load_full();
     dropping
         .tell(&key, Report::new(Word::Publishing, Vec::new()))
         .await;
     let mut fingerprint = None;
-    let ending = match attempt(&home, &dropping, &settings, &key, &mut fingerprint).await {
+    let outcome = attempt(&home, &dropping, &settings, &key, &mut fingerprint).await;
+    // Who committed it by word is told that it was not complete; what was only quiet was taken for complete too early.
+    let by_quiet = dropping.board.lock().is_by_quiet(&key);
+    match outcome {
         Ok((success, opened)) => {
             let package = success.committed.package.clone();
             tracing::info!(entry = %key, package, unchanged = success.committed.unchanged, "published from the drop directory");
             let answer = success.committed.clone();
             let ending = done(&dropping, &settings, success, opened).await;
-            dropping.answer(&key, &Ok(answer));
+            Waiting::answer(waiting, &Ok(answer));
             ending
         }
-        Err(Stop::Refused(lines)) => {
+        Err(Stop::Changed(lines)) if by_quiet => {
+            tracing::info!(entry = %key, reasons = sentence(&lines), "arrives still");
+            let mut report = dropping.arriving();
+            report.lines.splice(0..0, lines);
+            dropping.tell(&key, report).await;
+            Ending::Again
+        }
+        Err(Stop::Refused(lines) | Stop::Changed(lines)) => {
             tracing::warn!(entry = %key, reasons = sentence(&lines), "refused in the drop directory");
             let failure = refused(&key, &lines);
             dropping.tell(&key, refused_report(&settings, lines)).await;
-            dropping.answer(&key, &Err(failure));
+            Waiting::answer(waiting, &Err(failure));
             if let Some(fingerprint) = fingerprint {
                 dropping.remember(&key, fingerprint).await;
             }
@@ -84,12 +104,11 @@ pub(super) async fn work(home: Arc<Home>, dropping: Arc<Dropping>, key: Key) -> 
             }
             let failure = Failure::failed(format!("{key} is not published yet: {why}"));
             let hint = "the daemon goes on trying, and says in the status file how it went";
-            dropping.answer(&key, &Err(failure.hint(hint)));
+            Waiting::answer(waiting, &Err(failure.hint(hint)));
             Ending::Wait
         }
         Err(Stop::Over) => Ending::Wait,
-    };
-    (key, ending)
+    }
 }
 
 /// Puts the lines of a status into one.
@@ -215,21 +234,37 @@ fn open(place: &DropDirectory, settings: &Settings, key: &Key) -> Result<Opened,
     });
     let inventory = place.inventory(&entry).map_err(|error| {
         if error.kind() == std::io::ErrorKind::NotFound {
-            Stop::Refused(said(
-                &"it changed while it was looked at",
-                "wait until nothing writes to it",
-            ))
+            Stop::Changed(said(&"it changed while it was looked at", UNTIL_QUIET))
         } else {
             Stop::Wait(error.to_string())
         }
     })?;
     Ok(Opened {
-        entry,
+        entry: Arc::new(entry),
         inventory,
         wanted,
         instructions,
         refused,
     })
+}
+
+/// Refuses to sign for a tree that is not what it was when the publish began: something may have come into a directory
+/// that was read before.
+async fn check_unchanged(opened: &Opened) -> Result<(), Stop> {
+    let (entry, before) = (Arc::clone(&opened.entry), opened.inventory.fingerprint());
+    let changed = || {
+        Stop::Changed(vec![
+            "- it changed while it was read".to_owned(),
+            format!("  what to do: {UNTIL_QUIET}"),
+        ])
+    };
+    blocking(move || match entry.fingerprint() {
+        Ok(now) if now == before => Ok(()),
+        Ok(_) => Err(changed()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(changed()),
+        Err(error) => Err(Stop::Wait(error.to_string())),
+    })
+    .await
 }
 
 async fn publish(
@@ -305,6 +340,7 @@ async fn publish(
             named = Some(version);
             continue;
         }
+        check_unchanged(opened).await?;
         return job.finish(settings, opened, trust, progress).await;
     }
     Err(Stop::Wait(format!(
@@ -395,6 +431,14 @@ fn notes(summary: &Summary) -> Vec<String> {
 fn stop(error: &PublishError, opened: &Opened) -> Stop {
     let mut lines = opened.refused.clone();
     match error {
+        PublishError::Refused(refusals)
+            if lines.is_empty()
+                && refusals
+                    .groups()
+                    .all(|(reason, _)| reason == Reason::Changed) =>
+        {
+            Stop::Changed(refusal_lines(refusals))
+        }
         PublishError::Refused(refusals) => {
             lines.extend(refusal_lines(refusals));
             Stop::Refused(lines)

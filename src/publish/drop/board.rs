@@ -51,6 +51,17 @@ pub enum Phase {
     Done,
 }
 
+/// What says that an entry is complete; the later ones say so more surely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    /// It was quiet.
+    Quiet,
+    /// It was renamed into place, which may have been our own giving back.
+    Rename,
+    /// Its `.publish`, or a command.
+    Word,
+}
+
 /// How a publish ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -59,7 +70,7 @@ pub enum Ending {
         /// What it looked like.
         fingerprint: Option<Fingerprint>,
     },
-    /// It was published, and is still there since somebody is at work in it.
+    /// Somebody is at work in it: it arrives anew, whether it was published or not.
     Again,
     /// Something that passes by itself is in the way.
     Wait,
@@ -93,8 +104,10 @@ struct Entry {
     look_at: Instant,
     tries: u32,
     retry_at: Instant,
-    /// Whether it was committed once more while it was being published.
-    again: bool,
+    /// What committed it last.
+    by: By,
+    /// What committed it once more while it was being published.
+    again: Option<By>,
     deaf_until: Option<Instant>,
 }
 
@@ -139,7 +152,7 @@ impl Board {
         let mut later = HashSet::new();
         for (key, seen) in listed {
             there.insert(key.clone());
-            let mut moved = self.moved.remove(&key);
+            let moved = self.moved.remove(&key);
             match self.entries.get_mut(&key) {
                 // Another one came in the place of one that is being published: it is judged when that has ended.
                 Some(entry) if entry.phase == Phase::Publishing && entry.inode != seen.inode => {
@@ -150,29 +163,30 @@ impl Board {
                 }
                 _ => {}
             }
-            if self.commits.get(&key) == Some(&seen.inode) {
-                self.commits.remove(&key);
-                moved = true;
-            }
+            let said = self.take_commit(&key, seen.inode);
             match self.entries.get_mut(&key) {
                 Some(entry) if entry.inode == seen.inode => {
                     if seen.mark.is_some() && seen.mark != entry.mark {
                         entry.mark = seen.mark;
-                        entry.commit(now);
+                        entry.commit(By::Word, now);
                     }
-                    if moved {
-                        entry.commit(now);
+                    if said {
+                        entry.commit(By::Word, now);
+                    } else if moved {
+                        entry.commit(By::Rename, now);
                     }
                 }
                 _ => {
                     let mut entry = Entry::new(&seen, now);
-                    if let Some(done) = seen.done.filter(|_| !moved) {
+                    if let Some(done) = seen.done.filter(|_| !moved && !said) {
                         entry.phase = Phase::Done;
                         entry.fingerprint = Some(done);
                         entry.mark = seen.mark;
-                    } else if moved || seen.moved_in || seen.mark.is_some() {
+                    } else if said || seen.mark.is_some() {
                         entry.mark = seen.mark;
-                        entry.phase = Phase::Committed;
+                        entry.commit(By::Word, now);
+                    } else if moved || seen.moved_in {
+                        entry.commit(By::Rename, now);
                     }
                     self.entries.insert(key.clone(), entry);
                     new.push(key);
@@ -214,18 +228,39 @@ impl Board {
     /// Goes on with an entry that an earlier process had taken for committed.
     pub fn go_on(&mut self, key: &Key, now: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {
-            entry.commit(now);
+            entry.commit(By::Rename, now);
         }
     }
 
-    /// Returns whether what was committed was not found yet.
-    pub fn is_pending(&self, key: &Key) -> bool {
-        self.commits.contains_key(key)
+    fn take_commit(&mut self, key: &Key, inode: u64) -> bool {
+        let said = self.commits.get(key) == Some(&inode);
+        if said {
+            self.commits.remove(key);
+        }
+        said
+    }
+
+    /// Returns whether an entry was committed by nothing but being quiet.
+    pub fn is_by_quiet(&self, key: &Key) -> bool {
+        let by = |entry: &Entry| entry.by.max(entry.again.unwrap_or(By::Quiet));
+        self.entries
+            .get(key)
+            .is_some_and(|entry| by(entry) == By::Quiet)
+    }
+
+    /// Returns the inode of an entry.
+    pub fn inode(&self, key: &Key) -> Option<u64> {
+        self.entries.get(key).map(|entry| entry.inode)
+    }
+
+    /// Returns whether the directory with this inode was committed, and was not found yet.
+    pub fn is_pending(&self, key: &Key, inode: u64) -> bool {
+        self.commits.get(key) == Some(&inode)
     }
 
     /// Takes back a commit that was not found yet.
-    pub fn withdraw(&mut self, key: &Key) {
-        self.commits.remove(key);
+    pub fn withdraw(&mut self, key: &Key, inode: u64) {
+        self.take_commit(key, inode);
     }
 
     /// Returns the entries to look at now.
@@ -259,7 +294,7 @@ impl Board {
                     entry.fingerprint = fingerprint;
                     entry.quiet_since = now;
                 } else if now.duration_since(entry.quiet_since) >= settle && !written {
-                    entry.commit(now);
+                    entry.commit(By::Quiet, now);
                 }
                 let pace = (settle / 4).clamp(LOOK_MIN, LOOK_MAX);
                 entry.look_at = now + pace.max(took * LOOK_SHARE);
@@ -322,7 +357,12 @@ impl Board {
             if due && entry.package.as_ref().is_none_or(free) {
                 busy.extend(entry.package.clone());
                 entry.phase = Phase::Publishing;
-                entry.again = false;
+                entry.again = None;
+                // It is read from here on, so this is what was asked for.
+                if self.commits.get(key) == Some(&entry.inode) {
+                    self.commits.remove(key);
+                    entry.by = By::Word;
+                }
                 started.push(key.clone());
             }
         }
@@ -334,7 +374,7 @@ impl Board {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        let again = std::mem::take(&mut entry.again);
+        let again = entry.again.take();
         match ending {
             Ending::Done { fingerprint } => {
                 entry.phase = Phase::Done;
@@ -349,7 +389,6 @@ impl Board {
                 entry.look_at = now;
                 entry.tries = 0;
                 entry.deaf_until = Some(now + DEAF);
-                return;
             }
             Ending::Wait => {
                 entry.phase = Phase::Waiting;
@@ -360,8 +399,11 @@ impl Board {
                 entry.retry_at = now + wait;
             }
         }
-        if again {
+        // We rename it ourselves when we give it back.
+        let ours = By::Rename;
+        if let Some(by) = again.filter(|by| ending != Ending::Again || *by > ours) {
             entry.phase = Phase::Committed;
+            entry.by = by;
         }
     }
 
@@ -399,16 +441,24 @@ impl Entry {
             look_at: now,
             tries: 0,
             retry_at: now,
-            again: false,
+            by: By::Quiet,
+            again: None,
             deaf_until: None,
         }
     }
 
-    fn commit(&mut self, now: Instant) {
+    fn commit(&mut self, by: By, now: Instant) {
         match self.phase {
-            Phase::Publishing => self.again = true,
-            Phase::Waiting => self.retry_at = now,
-            Phase::Arriving | Phase::Committed | Phase::Done => self.phase = Phase::Committed,
+            Phase::Publishing => self.again = self.again.max(Some(by)),
+            Phase::Waiting => {
+                self.retry_at = now;
+                self.by = self.by.max(by);
+            }
+            Phase::Committed => self.by = self.by.max(by),
+            Phase::Arriving | Phase::Done => {
+                self.phase = Phase::Committed;
+                self.by = by;
+            }
         }
     }
 }

@@ -223,6 +223,47 @@ fn what_was_committed_while_it_was_published_is_published_again() {
     board.moved_in(a.clone(), now);
     board.found(vec![seen("a@1.0.0", 1)], now);
     assert_eq!(board.phase(&a), Some(Phase::Arriving));
+    // What somebody says meanwhile holds, whatever the end.
+    board.commit(&a, 1);
+    board.found(vec![seen("a@1.0.0", 1)], now);
+    board.start(1, now);
+    board.commit(&a, 1);
+    board.found(vec![seen("a@1.0.0", 1)], now);
+    board.ended(&a, Ending::Again, now);
+    assert_eq!(board.start(1, now), [a]);
+}
+
+#[test]
+fn a_command_that_comes_before_the_start_is_satisfied_by_it() {
+    let now = Instant::now();
+    let mut board = Board::new(SETTLE);
+    let a = key("a@1.0.0");
+    board.moved_in(a.clone(), now);
+    board.found(vec![seen("a@1.0.0", 1)], now);
+    board.commit(&a, 1);
+    assert_eq!(board.start(1, now), std::slice::from_ref(&a));
+    assert!(!board.is_pending(&a, 1));
+    board.found(vec![seen("a@1.0.0", 1)], now);
+    board.ended(&a, Ending::Done { fingerprint: None }, now);
+    assert_eq!(board.start(1, now), []);
+}
+
+#[test]
+fn it_is_known_whether_somebody_said_that_an_entry_is_complete() {
+    let now = Instant::now();
+    let mut board = Board::new(SETTLE);
+    board.moved_in(key("moved@1.0.0"), now);
+    board.found(vec![seen("quiet@1.0.0", 1), seen("moved@1.0.0", 2)], now);
+    let changed = look_until(&mut board, &key("quiet@1.0.0"), now, 60, |_| {
+        (print(1), false)
+    });
+    assert_eq!(changed, Some((60, Phase::Committed)));
+    board.start(9, now);
+    assert!(!board.is_by_quiet(&key("moved@1.0.0")));
+    assert!(board.is_by_quiet(&key("quiet@1.0.0")));
+    board.commit(&key("quiet@1.0.0"), 1);
+    board.found(vec![seen("quiet@1.0.0", 1), seen("moved@1.0.0", 2)], now);
+    assert!(!board.is_by_quiet(&key("quiet@1.0.0")));
 }
 
 #[test]
@@ -251,11 +292,11 @@ fn regression_a_commit_is_of_the_directory_that_is_there_not_of_the_one_before()
     // The next one comes, and is committed, while the board still knows the first.
     board.commit(&a, 2);
     board.found(vec![seen("a@1.0.0", 2)], now);
-    assert!(board.is_pending(&a));
+    assert!(board.is_pending(&a, 2));
     board.ended(&a, Ending::Done { fingerprint: None }, now);
     board.found(Vec::new(), now);
-    assert!(board.is_pending(&a));
+    assert!(board.is_pending(&a, 2));
     board.found(vec![seen("a@1.0.0", 2)], now);
-    assert!(!board.is_pending(&a));
+    assert!(!board.is_pending(&a, 2));
     assert_eq!(board.start(1, now), [a]);
 }

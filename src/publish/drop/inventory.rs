@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::lease;
+use super::place::COMMIT;
 use crate::block::Digest;
 use crate::publish::disk::{self, Disk, FileKind, Found, Stat};
 use crate::publish::walk::join;
@@ -21,7 +22,8 @@ use crate::publish::walk::join;
 /// How deep a tree is looked at; a catalog goes less deep, so what lies below is refused by publishing.
 const DEPTH_MAX: usize = 300;
 
-/// Says that nothing was written in a tree between two looks.
+/// Says that nothing was written in a tree between two looks. The `.publish` in its root is no part of it: touching that
+/// says something about the tree, and does not change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(Digest);
@@ -178,7 +180,9 @@ pub(super) fn fingerprint(disk: &Disk, stopped: &dyn Fn() -> bool) -> io::Result
     let mut hash = Sha256::new();
     hash.update(Record::new(b"", disk.stat()).encode()?);
     walk(disk, stopped, &mut |step| {
-        if let Step::Entry { path, found, .. } = step {
+        if let Step::Entry { path, found, .. } = step
+            && path != COMMIT.as_bytes()
+        {
             hash.update(Record::new(&path, &found.stat).encode()?);
         }
         Ok(())
@@ -230,7 +234,9 @@ impl Inventory {
         walk(disk, stopped, &mut |step| {
             if let Step::Entry { path, found, .. } = step {
                 let bytes = Record::new(&path, &found.stat).encode()?;
-                hash.update(&bytes);
+                if path != COMMIT.as_bytes() {
+                    hash.update(&bytes);
+                }
                 list.write_all(&bytes)?;
             }
             Ok(())
@@ -320,6 +326,8 @@ mod tests {
                 file.set_modified(std::time::UNIX_EPOCH).unwrap();
             },
         ];
+        fs::write(renamed.join(".publish"), b"").unwrap();
+        assert_eq!(last, look(&renamed));
         for (nth, change) in changes.iter().enumerate() {
             change(&renamed);
             let now = look(&renamed);

@@ -45,7 +45,7 @@ const NAMES_TRIED: u32 = 1000;
 const WORD_BYTES: usize = 16;
 
 /// The file that commits an entry.
-const COMMIT: &str = ".publish";
+pub(super) const COMMIT: &str = ".publish";
 
 /// What a publisher may say.
 const INSTRUCTIONS: &str = "manifs.toml";
