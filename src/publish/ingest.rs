@@ -38,8 +38,8 @@ use crate::unixfs::file;
 /// The most threads: more of them only wait for the disk, and each may hold [`BLOCKS_UNDER_WAY`] blocks.
 const THREADS_MAX: usize = 16;
 
-/// How many files a thread takes at once.
-const BATCH_FILES: usize = 64;
+/// How many files a thread takes at once: of 4 KiB, a piece of the torrent.
+const BATCH_FILES: usize = 256;
 
 /// How many bytes a thread takes at once, one file at least.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -187,24 +187,44 @@ impl<'a> Run<'a> {
             };
             let mut files = Vec::new();
             let mut bytes = 0_u64;
-            for rest in (0..found.files).rev() {
+            let mut piece = None;
+            for _ in 0..found.files {
                 if self.stopped() {
                     return Ok(());
                 }
                 let file = spool.file()?;
-                bytes = bytes.saturating_add(file.stat.size);
-                files.push(file);
-                let full = files.len() >= BATCH_FILES || bytes >= BATCH_BYTES || rest == 0;
-                if let (true, Some(directory)) = (full, &directory) {
-                    self.queue.add_files(Batch {
-                        directory: Arc::clone(directory),
-                        files: std::mem::take(&mut files),
-                    });
+                let ends_in = self.last_piece(&file);
+                // A piece is hashed from its front, so a thread begins with the file that begins one: the next thread
+                // need not wait for it.
+                let full = files.len() >= BATCH_FILES || bytes >= BATCH_BYTES || ends_in != piece;
+                if full && !files.is_empty() {
+                    self.hand_out(directory.as_ref(), std::mem::take(&mut files));
                     bytes = 0;
                 }
+                piece = ends_in;
+                bytes = bytes.saturating_add(file.stat.size);
+                files.push(file);
+            }
+            if !files.is_empty() {
+                self.hand_out(directory.as_ref(), files);
             }
         }
         Ok(())
+    }
+
+    /// Gives files to whoever is free; those of a directory that was refused to nobody.
+    fn hand_out(&self, directory: Option<&Arc<Directory>>, files: Vec<SpooledFile>) {
+        if let Some(directory) = directory {
+            let directory = Arc::clone(directory);
+            self.queue.add_files(Batch { directory, files });
+        }
+    }
+
+    /// Returns the piece of the torrent in which a file's last byte lies.
+    fn last_piece(&self, file: &SpooledFile) -> Option<u64> {
+        let (pieces, offset) = self.torrent_place(file.row)?;
+        let last = offset + file.stat.size.saturating_sub(1);
+        Some(last / pieces.layout().piece_bytes())
     }
 
     fn thread(&self) {
@@ -239,7 +259,7 @@ impl<'a> Run<'a> {
     }
 
     fn read(&self, directory: BorrowedFd<'_>, file: &SpooledFile) -> Result<(), Trouble> {
-        if self.take_over(directory, file)? {
+        if self.take_over(file)? {
             return Ok(());
         }
         let opened = disk::open_file(directory, &file.name).map_err(|error| unreadable(&error))?;
@@ -262,8 +282,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes a known file over from the last version, unless the torrent needs its bytes. Returns whether it did.
-    fn take_over(&self, directory: BorrowedFd<'_>, file: &SpooledFile) -> Result<bool, Trouble> {
+    /// Takes a known file over from the last version, as the walk has found it, unless the torrent needs its bytes.
+    /// Returns whether it did.
+    fn take_over(&self, file: &SpooledFile) -> Result<bool, Trouble> {
         let (Some(base), Some(known)) = (self.work.base, file.known) else {
             return Ok(false);
         };
@@ -272,10 +293,6 @@ impl<'a> Run<'a> {
             && !pieces.know_all(offset..offset + size)
         {
             return Ok(false);
-        }
-        let now = disk::stat_in(directory, &file.name).map_err(|error| unreadable(&error))?;
-        if !self.is_same(&now, &file.stat) {
-            return Err(changed());
         }
         if size <= BLOCK_BYTES {
             self.work.catalog.set_id(file.row, known.id)?;
@@ -351,13 +368,17 @@ impl<'a> Run<'a> {
             return Err(changed());
         }
         buffer.truncate(size);
-        self.judge(&buffer)?;
-        let block = Block::seal(Bytes::copy_from_slice(&buffer));
-        // What is known is stored: its bytes were read for the torrent only.
-        if file.known.is_none_or(|known| known.id != block.digest()) {
-            self.work.sink.small(&block)?;
-        }
-        self.work.catalog.set_id(file.row, block.digest())?;
+        let id = match file.known {
+            // Judged and stored when it was read before; its bytes are for the torrent only.
+            Some(known) => known.id,
+            None => {
+                self.judge(&buffer)?;
+                let block = Block::seal(Bytes::copy_from_slice(&buffer));
+                self.work.sink.small(&block)?;
+                block.digest()
+            }
+        };
+        self.work.catalog.set_id(file.row, id)?;
         if let Some((pieces, offset)) = self.torrent_place(file.row) {
             pieces.add(offset, &buffer);
         }

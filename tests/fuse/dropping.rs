@@ -60,11 +60,8 @@ const PUTTING: [(&str, &str); 6] = [
         git -C \"$1\" -c user.name=n -c user.email=e commit -qm m; git clone -q \"$1\" \"$2\"",
     ),
     (
-        "python3",
-        "python3 -c 'import sys, zipfile, os\ns, d = sys.argv[1:]\n\
-        import shutil; shutil.make_archive(d + \".z\", \"zip\", s)\n\
-        zipfile.ZipFile(d + \".z.zip\").extractall(d); os.remove(d + \".z.zip\")' \"$1\" \"$2\"; \
-        rm \"$2\"/link; cp -a \"$1\"/link \"$2\"/link",
+        "unzip",
+        "z=$(mktemp -u).zip; (cd \"$1\"; zip -qry \"$z\" .); unzip -q \"$z\" -d \"$2\"; rm \"$z\"",
     ),
     (
         "sed",
@@ -85,8 +82,7 @@ fn whatever_puts_it_there_and_however_it_is_committed_it_becomes_one_version() {
     );
     let mut expected = Vec::new();
     for (major, (tool, put)) in (1..).zip(PUTTING) {
-        let found = Command::new(tool).arg("--version").output();
-        if !found.is_ok_and(|output| output.status.success()) {
+        if Command::new(tool).arg("--help").output().is_err() {
             eprintln!("SKIPPED {tool}: it is not installed");
             continue;
         }
