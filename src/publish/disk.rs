@@ -261,7 +261,8 @@ pub(crate) fn list(
     list_all(directory, skip, false)
 }
 
-/// As [`list`], of a directory in which others come and go: what vanishes meanwhile is passed over.
+/// As [`list`], of a directory of many, in which others come and go: what vanishes meanwhile is passed over, and so is
+/// what cannot be looked at, as a mount whose server is dead or lets nobody else in. Nor is any server waited for.
 pub(crate) fn list_living(
     directory: BorrowedFd<'_>,
     skip: &mut dyn FnMut(&[u8]) -> bool,
@@ -283,9 +284,10 @@ fn list_all(
         if matches!(name.to_bytes(), b"." | b"..") || skip(name.to_bytes()) {
             continue;
         }
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let mut flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        flags.set(AtFlags::STATX_DONT_SYNC, living);
         let stat = match rustix::fs::statx(directory, name, flags, MASK) {
-            Err(Errno::NOENT) if living => continue,
+            Err(_) if living => continue,
             stat => stat?,
         };
         found.push(Found {
@@ -356,11 +358,44 @@ pub(crate) fn last_name(path: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use std::path::Path;
+
+    use nix::unistd::{Uid, setfsuid};
+
+    /// The user without rights.
+    const NOBODY: u32 = 65534;
+
+    /// Does `work` as an ordinary user would, to whom `root` and everything in it belongs; a test that root runs, too.
+    pub(crate) fn without_privileges<T>(root: &Path, work: impl FnOnce() -> T) -> T {
+        if !rustix::process::geteuid().is_root() {
+            return work();
+        }
+        give(root);
+        // Of this thread alone, and so are the capabilities that go with it.
+        setfsuid(Uid::from_raw(NOBODY));
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        setfsuid(Uid::from_raw(0));
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn give(path: &Path) {
+        std::os::unix::fs::lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        if path.is_dir() && !path.is_symlink() {
+            for entry in std::fs::read_dir(path).unwrap() {
+                give(&entry.unwrap().path());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::fs::File;
-    use std::os::unix::fs::{FileExt, symlink};
+    use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
+    use super::testing::without_privileges;
     use super::*;
 
     #[test]
@@ -447,6 +482,27 @@ mod tests {
         let opened = File::open(dir.path()).unwrap();
         let found = list_living(opened.as_fd(), &mut vanish).unwrap();
         assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_hides_nothing_else_in_a_living_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a"), b"").unwrap();
+        // The names may be read, and nothing behind them.
+        let mode = |mode| {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(0o444);
+        let (strict, living) = without_privileges(dir.path(), || {
+            let list = |living| {
+                let opened = File::open(dir.path()).unwrap();
+                list_all(opened.as_fd(), &mut |_| false, living)
+            };
+            (list(false), list(true))
+        });
+        mode(0o755);
+        assert_eq!(strict.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert!(living.unwrap().is_empty());
     }
 
     #[test]
