@@ -9,16 +9,17 @@ use rustix::fs::{Mode, OFlags};
 
 use super::commit::commit;
 use super::diff;
-use super::mirror::Mirror;
+use super::mirror::write_mirror;
 use super::output::{self, bytes};
 use super::session::Session;
 use super::sign::{cancel, read_keys, sign_and_finish};
 use super::{Context, Error};
-use crate::config::variable;
+use crate::config::{Provider, ProviderError, variable};
 use crate::daemon::package_version;
 use crate::serve::control::{
     Event, Failure, FailureKind, Prepared, PublishOptions, Published, Reply, Request, UpdateOptions,
 };
+use crate::serve::mirror::Mirror;
 
 /// Publishes a directory as a signed version.
 #[derive(Debug, Args)]
@@ -206,30 +207,11 @@ impl Publish {
     }
 }
 
-/// Where a version is put before it is announced.
-enum Provider {
-    /// A directory of whole trees.
-    Mirror(PathBuf),
-    /// The torrent swarm: the home does it all.
-    Torrent,
-}
-
-/// Reads a word of `--to`: a path has a slash in it, so that it is never taken for the name of a network.
+/// Reads a word of `--to`.
 fn provider(word: &str) -> Result<Provider, Failure> {
-    if word.contains("://") {
-        let message = format!("--to {word}: a mirror is written as a directory");
-        return Err(
-            Failure::new(FailureKind::Usage, message).hint("copy the directory to the web server")
-        );
-    }
-    if word.contains('/') {
-        return Ok(Provider::Mirror(PathBuf::from(word)));
-    }
-    if word == "torrent" {
-        return Ok(Provider::Torrent);
-    }
-    let message = format!("--to {word}: no such network");
-    Err(Failure::new(FailureKind::Usage, message).hint(format!("a directory is written ./{word}")))
+    word.parse().map_err(|error: ProviderError| {
+        Failure::new(FailureKind::Usage, format!("--to {error}")).hint(error.hint())
+    })
 }
 
 /// Puts a version that waits for its signatures where others get it.
@@ -243,14 +225,14 @@ fn provide(
     match provider {
         Provider::Mirror(directory) => {
             let mirror = Mirror {
-                directory,
-                tree: &prepared.tree,
-                catalog: &prepared.catalog,
+                directory: std::path::absolute(directory)?,
+                tree: prepared.tree.clone(),
+                catalog: prepared.catalog.clone(),
             };
             let request = Request::PublishMirror {
                 job: job.to_owned(),
             };
-            let written = mirror.write(context, session, &request)?;
+            let written = write_mirror(&mirror, context, session, &request)?;
             context.output.say(&written.sentence());
         }
         Provider::Torrent => {}

@@ -18,7 +18,7 @@ use crate::source::http::check_base;
 use crate::store::Verify;
 
 pub use paths::Paths;
-pub use publish::PublishSection;
+pub use publish::{Provider, ProviderError, PublishSection};
 pub use units::{Bytes, Share};
 
 /// Begins every variable that overrides a key: `MANIFS_<SECTION>_<KEY>`.

@@ -249,8 +249,12 @@ fn unattended_publishing_says_what_it_signs() {
         ("[publish]\nnames = []\n", "which packages"),
         ("[publish]\nnames = [\"a*\"]\n", "no pattern"),
         (
-            "[publish]\nnames = [\"*\"]\nto = [\"./mirror/\"]\n",
-            "only network",
+            "[publish]\nnames = [\"*\"]\nto = [\"mirror\"]\n",
+            "mirror: no such network: a directory is written ./mirror",
+        ),
+        (
+            "[publish]\nnames = [\"*\"]\nto = [\"http://m/\"]\n",
+            "a mirror is written as a directory",
         ),
         (
             "[publish]\nnames = [\"*\"]\nregistry = \"http://r\"\n",
@@ -270,7 +274,7 @@ fn paths_of_unattended_publishing_begin_at_the_file() {
     let path = directory.path().join("config.toml");
     let read = |key: &str| {
         let text = format!(
-            "[publish]\nnames = [\"*\"]\nkey = {key:?}\ndirectory = \"in\"\nregistry = \"out\"\n"
+            "[publish]\nnames = [\"*\"]\nkey = {key:?}\ndirectory = \"in\"\nregistry = \"out\"\nto = [\"torrent\", \"m/\", \"/srv/m/\"]\n"
         );
         std::fs::write(&path, text).unwrap();
         Config::load(&path).unwrap().publish.unwrap()
@@ -279,6 +283,9 @@ fn paths_of_unattended_publishing_begin_at_the_file() {
     assert_eq!(publish.key, Path::new("release"));
     assert_eq!(publish.directory, Some(directory.path().join("in")));
     assert_eq!(publish.registry, Some(directory.path().join("out")));
+    assert!(publish.seeds());
+    let mirrors = [directory.path().join("m"), PathBuf::from("/srv/m")];
+    assert_eq!(publish.mirrors(), mirrors);
     assert_eq!(
         read("k/release.pem").key,
         directory.path().join("k/release.pem")

@@ -4,9 +4,11 @@
 //! finds no daemon opens the home in its own process and asks it the same [`Request`]s: there is one way to do each
 //! thing, whoever does it.
 
+mod announcing;
 mod answer;
 mod drop;
 mod follow;
+mod mirror;
 mod mounts;
 mod network;
 mod run;

@@ -32,7 +32,7 @@ pub async fn run(
     // First, so that a mount that is asked for at once has its door.
     home.open_dropping().await?;
     home.start_serving().await?;
-    home.resume_publications().await;
+    home.start_announcing().await;
     home.start_dropping();
     tracing::info!(pid = std::process::id(), "running");
     ready();

@@ -186,6 +186,10 @@ impl Publisher {
             return self.again(job, trust).await.map(Some);
         }
         let ended = self.on_disk(move |publisher| publisher.keep(job)).await;
+        if done.is_err() {
+            // Not before the job has let its package go.
+            self.leave();
+        }
         done.and(ended)?;
         Ok(None)
     }
@@ -267,8 +271,7 @@ impl Publisher {
 
     /// Carries on what an earlier process had signed, and forgets what it had not. `open` opens a registry by its name.
     ///
-    /// To be called at start, and from time to time while a job could not be announced. What is refused for good is
-    /// forgotten: it stays visible in this home if it was, and publishing it again announces it.
+    /// To be called at start; see [`Publisher::announce_left`].
     pub async fn resume(
         self: &Arc<Self>,
         open: &(dyn Fn(&str) -> Option<Arc<dyn Registry>> + Sync),
@@ -281,6 +284,19 @@ impl Publisher {
                 result,
             }];
         }
+        self.announce_left(open, trust).await
+    }
+
+    /// Tries again what is signed and could not be announced; each is told with how it went. To be called from time to
+    /// time while there is something: [`Publisher::left`].
+    ///
+    /// What is refused for good is forgotten: it stays visible in this home if it was, and publishing it again announces
+    /// it.
+    pub async fn announce_left(
+        self: &Arc<Self>,
+        open: &(dyn Fn(&str) -> Option<Arc<dyn Registry>> + Sync),
+        trust: Arc<TrustPolicy>,
+    ) -> Vec<Resumed> {
         let jobs = match self
             .on_disk(|publisher| Ok(publisher.journal.jobs()?))
             .await
@@ -296,6 +312,10 @@ impl Publisher {
         };
         let mut resumed = Vec::new();
         for job in jobs {
+            // It ends by itself, and what lies of it may be half of it.
+            if self.is_under_way(&job) {
+                continue;
+            }
             let read = job.clone();
             let signed = self
                 .on_disk(move |publisher| Ok(publisher.journal.read(&read)?))
@@ -303,7 +323,7 @@ impl Publisher {
             let signed = match signed {
                 Ok(Some(signed)) => signed,
                 Ok(None) => {
-                    // Nothing of it is visible. One that this process is preparing has no directory yet.
+                    // Nothing of it is visible.
                     let _ = self
                         .on_disk(move |publisher| Ok(publisher.journal.remove(&job)?))
                         .await;
@@ -318,11 +338,13 @@ impl Publisher {
                     continue;
                 }
             };
-            // Under way in this process: it ends by itself.
+            let package = Some(signed.package.clone());
             let Ok(claim) = self.claim(&signed.package.name) else {
+                // Its turn comes: this one is not the last try.
+                let result = Err(PublishError::Busy(signed.package.name));
+                resumed.push(Resumed { package, result });
                 continue;
             };
-            let package = Some(signed.package.clone());
             let result = match open(&signed.registry) {
                 Some(registry) => self.complete(&job, signed, &trust, &registry).await,
                 None => Err(PublishError::NoRegistry(signed.registry.clone())),

@@ -52,6 +52,8 @@ pub struct Publisher {
     jobs: Mutex<Jobs>,
     /// Told when a package is free again.
     freed: Notify,
+    /// Told when something that is signed could not be announced.
+    left: Notify,
     /// What time it is.
     clock: fn() -> SystemTime,
     /// The versions whose files this process protects from eviction until it ends.
@@ -289,6 +291,7 @@ impl Publisher {
             homes,
             jobs: Mutex::default(),
             freed: Notify::new(),
+            left: Notify::new(),
             clock,
             kept: Mutex::default(),
         })
@@ -632,6 +635,21 @@ impl Publisher {
             drop(jobs);
             drop(given_up);
         }
+    }
+
+    /// Returns when something that is signed could not be announced, and is to be tried again:
+    /// [`Publisher::announce_left`].
+    pub async fn left(&self) {
+        self.left.notified().await;
+    }
+
+    pub(super) fn leave(&self) {
+        self.left.notify_one();
+    }
+
+    /// Returns whether this process prepares a job, or announces it.
+    pub(super) fn is_under_way(&self, job: &JobId) -> bool {
+        self.jobs.lock().names.values().any(|known| known == job)
     }
 
     pub(super) fn take(&self, job: &JobId) -> Result<Job, PublishError> {

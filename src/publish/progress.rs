@@ -15,17 +15,20 @@ pub enum Step {
     Seal,
     /// Waits for signatures.
     Sign,
-    /// Makes it visible here, then tells the registry.
+    /// Puts it where others get it.
+    Provide,
+    /// Tells the registry, then makes it visible here.
     Announce,
 }
 
 impl Step {
-    const ALL: [Step; 6] = [
+    const ALL: [Step; 7] = [
         Step::Unpack,
         Step::Walk,
         Step::Ingest,
         Step::Seal,
         Step::Sign,
+        Step::Provide,
         Step::Announce,
     ];
 
@@ -37,6 +40,7 @@ impl Step {
             Step::Ingest => "ingest",
             Step::Seal => "seal",
             Step::Sign => "sign",
+            Step::Provide => "provide",
             Step::Announce => "announce",
         }
     }
@@ -59,6 +63,8 @@ pub struct Snapshot {
     pub files_known: u64,
     /// Their bytes.
     pub bytes_known: u64,
+    /// Bytes that were put where it is being provided.
+    pub bytes_provided: u64,
 }
 
 /// Counters that the publish moves and others look at.
@@ -71,6 +77,7 @@ pub struct Progress {
     bytes_done: AtomicU64,
     files_known: AtomicU64,
     bytes_known: AtomicU64,
+    bytes_provided: AtomicU64,
     cancelled: AtomicBool,
 }
 
@@ -94,6 +101,7 @@ impl Progress {
             bytes_done: count(&self.bytes_done),
             files_known: count(&self.files_known),
             bytes_known: count(&self.bytes_known),
+            bytes_provided: count(&self.bytes_provided),
         }
     }
 
@@ -118,6 +126,11 @@ impl Progress {
     pub(crate) fn read(&self, files: u64, bytes: u64) {
         self.files_done.fetch_add(files, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes how much of it is in the place that it is being put into.
+    pub(crate) fn provided(&self, bytes: u64) {
+        self.bytes_provided.store(bytes, Ordering::Relaxed);
     }
 
     /// Begins to count anew, for the tree that came as a stream.

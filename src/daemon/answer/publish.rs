@@ -177,10 +177,18 @@ impl Home {
 
     /// Sends a version that waits to be signed, as a mirror has it.
     pub(super) async fn mirror_job(&self, job: &str, replies: &Replies) -> Result<Done, Failure> {
-        let job = job_id(job)?;
-        let hold = self.publisher.hold(&job);
+        self.send_job(&job_id(job)?, replies).await
+    }
+
+    /// As [`Home::mirror_job`], of a job of this process.
+    pub(in crate::daemon) async fn send_job(
+        &self,
+        job: &JobId,
+        replies: &Replies,
+    ) -> Result<Done, Failure> {
+        let hold = self.publisher.hold(job);
         let _hold = hold.map_err(|error| publish_failure(&error))?;
-        let manifest = self.publisher.manifest(&job);
+        let manifest = self.publisher.manifest(job);
         let manifest = manifest.map_err(|error| publish_failure(&error))?;
         let (installer, made) = (Arc::clone(&self.installer), manifest.clone());
         let tree = tokio::task::spawn_blocking(move || installer.open_own(&made));
@@ -199,25 +207,6 @@ impl Home {
     pub(super) fn abandon(&self, job: &str) -> Result<(), Failure> {
         self.publisher.abandon(&job_id(job)?);
         Ok(())
-    }
-
-    /// Carries on what an earlier process had signed and could not announce.
-    pub(in crate::daemon) async fn resume_publications(self: &Arc<Self>) {
-        let home = Arc::clone(self);
-        let open = move |place: &str| home.registry_for(Some(place)).ok();
-        for resumed in self.publisher.resume(&open, self.updater.policy()).await {
-            let package = resumed
-                .package
-                .map_or_else(|| "a publication".to_owned(), |package| package.to_string());
-            match resumed.result {
-                Ok(()) => {
-                    tracing::info!(package, "a publication that was cut short is announced now")
-                }
-                Err(error) => {
-                    tracing::warn!(package, %error, "a publication that was cut short is not announced")
-                }
-            }
-        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::manifest::Timestamp;
 use crate::publish::Progress;
 use crate::publish::drop::{
     Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Report, Seen,
-    Word,
+    Word, Written,
 };
 use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
 
@@ -336,10 +336,11 @@ impl Dropping {
         taken
     }
 
-    async fn was_committed(&self, key: &Key) -> bool {
+    /// Reads what an earlier process said of an entry.
+    async fn written(&self, key: &Key) -> Option<Written> {
         let (place, key) = (Arc::clone(&self.place), key.clone());
-        let look = tokio::task::spawn_blocking(move || place.was_committed(&key));
-        look.await.unwrap_or(false)
+        let read = tokio::task::spawn_blocking(move || place.status(&key));
+        read.await.ok().flatten()
     }
 
     /// Looks at what lies in the directory. Returns whether to look again soon.
@@ -418,14 +419,27 @@ impl Dropping {
         let first = !self.seen_once.swap(true, Ordering::Relaxed);
         let (new, gone) = self.board.lock().found(entries, now);
         for key in new {
-            if self.board.lock().phase(&key) != Some(Phase::Arriving) {
-                continue;
-            }
-            // An earlier process died over it; whoever committed it does not do so twice.
-            if first && self.was_committed(&key).await {
-                self.board.lock().go_on(&key, now);
+            let phase = self.board.lock().phase(&key);
+            let written = if first {
+                self.written(&key).await
             } else {
-                self.tell(&key, self.arriving()).await;
+                None
+            };
+            match (phase, written) {
+                // An earlier process died over it; whoever committed it does not do so twice.
+                (Some(Phase::Arriving), Some(written))
+                    if written.is_under_way() && !written.changed =>
+                {
+                    self.board.lock().go_on(&key, now);
+                }
+                (Some(Phase::Arriving), _) => {
+                    self.tell(&key, self.arriving()).await;
+                }
+                // Said already, in its status.
+                (Some(Phase::Done), Some(Written { report, at, .. })) => {
+                    self.told.lock().insert(key, Told { report, at });
+                }
+                _ => {}
             }
         }
         for (key, _) in gone {
@@ -601,15 +615,31 @@ impl Dropping {
     /// Forgets what was done and went away while no daemon ran.
     async fn forget_missing(self: &Arc<Self>, there: &[(Key, Seen)]) {
         let there: HashSet<String> = there.iter().map(|(key, _)| key.to_string()).collect();
-        let missing = {
+        let missing: Vec<String> = {
             let mut remembered = self.remembered.lock();
-            let before = remembered.len();
+            let missing = remembered.keys().filter(|key| !there.contains(*key));
+            let missing = missing.cloned().collect();
             remembered.retain(|key, _| there.contains(key));
-            remembered.len() < before
+            missing
         };
-        if missing {
-            self.save_remembered().await;
+        if missing.is_empty() {
+            return;
         }
+        self.save_remembered().await;
+        let dropping = Arc::clone(self);
+        let removed = tokio::task::spawn_blocking(move || {
+            let keys = missing
+                .iter()
+                .filter_map(|key| Key::from_path(key.as_bytes()));
+            for key in keys {
+                let _turn = dropping.writing.lock();
+                let written = dropping.place.status(&key);
+                if written.is_some_and(|written| written.report.word == Word::Refused) {
+                    dropping.place.remove_status(&key);
+                }
+            }
+        });
+        let _ = removed.await;
     }
 
     async fn save_remembered(self: &Arc<Self>) {

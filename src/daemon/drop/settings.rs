@@ -17,6 +17,8 @@ pub(in crate::daemon) struct Settings {
     /// A directory; `None` for the home's own.
     pub(super) registry: Option<PathBuf>,
     pub(super) seed: bool,
+    /// Where versions are written before they are announced.
+    pub(super) mirrors: Vec<PathBuf>,
     pub(super) settle: Duration,
     pub(super) after: After,
 }
@@ -32,6 +34,7 @@ impl Settings {
             names: section.names.iter().map(|name| name.0.clone()).collect(),
             registry: section.registry.clone(),
             seed: section.seeds(),
+            mirrors: section.mirrors(),
             settle: section.settle,
             after: section.after,
         })

@@ -1,17 +1,19 @@
 //! One entry becomes a version: the way of `publish` by hand, with the key of the configuration.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::settings::Settings;
 use super::{Dropping, Waiting};
 use crate::daemon::Home;
+use crate::daemon::mirror::check_mirror;
 use crate::manifest::{PackageVersion, TrustPolicy, Version};
 use crate::publish::drop::{
     After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
     Key, Report, Standing, Wanted, Word, refusal_lines,
 };
-use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Reason, Summary};
+use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Reason, Step, Summary};
 use crate::registry::{Registry, RegistryError};
 use crate::serve::control::{Committed, Failure, FailureKind};
 use crate::store::StoreError;
@@ -50,6 +52,8 @@ struct Opened {
 /// An entry that is a version.
 struct Success {
     committed: Committed,
+    /// Where it lies in mirrors.
+    mirrors: Vec<PathBuf>,
     notes: Vec<String>,
 }
 
@@ -190,12 +194,17 @@ async fn attempt(
 /// Says how far a publish is.
 pub(super) fn progress_line(progress: &Progress) -> String {
     let now = progress.now();
-    let percent = (now.bytes_done.min(now.bytes) * 100)
-        .checked_div(now.bytes)
-        .unwrap_or(0);
+    let percent = |done: u64| {
+        let done = u128::from(done.min(now.bytes)) * 100;
+        done.checked_div(now.bytes.into()).unwrap_or(0)
+    };
+    let word = now.step.word();
+    if now.step == Step::Provide {
+        return format!("{word}: {} %", percent(now.bytes_provided));
+    }
     format!(
-        "{}: {percent} %, {} of {} files",
-        now.step.word(),
+        "{word}: {} %, {} of {} files",
+        percent(now.bytes_done),
         now.files_done,
         now.files
     )
@@ -280,6 +289,12 @@ async fn publish(
         .clone()
         .or(opened.instructions.version.clone());
     let name = &opened.wanted.name;
+    if opened.refused.is_empty() {
+        for directory in &settings.mirrors {
+            let checked = check_mirror(directory).await;
+            checked.map_err(|failure| mirror_stop(directory, &failure))?;
+        }
+    }
     for _ in 0..CHOICES_MAX {
         let trust = home.updater.policy();
         let standing = match &named {
@@ -385,9 +400,17 @@ impl Job<'_> {
         progress: &Arc<Progress>,
     ) -> Result<Success, Stop> {
         let publisher = &self.home.publisher;
+        let mut mirrors = Vec::new();
         let finished = loop {
             let envelopes = self.prepared.sign(&settings.key);
             let envelopes = envelopes.map_err(|error| stop(&error, opened))?;
+            // What is signed again has the same tree.
+            for directory in settings.mirrors.iter().skip(mirrors.len()) {
+                progress.enter(Step::Provide);
+                let job = &self.prepared.job;
+                let written = self.home.write_mirror(job, directory, progress).await;
+                mirrors.push(written.map_err(|failure| mirror_stop(directory, &failure))?);
+            }
             let (trust, progress) = (Arc::clone(&trust), Arc::clone(progress));
             let job = self.prepared.job.clone();
             match publisher.finish(&job, envelopes, trust, progress).await {
@@ -406,6 +429,7 @@ impl Job<'_> {
                 unchanged: !outcome.changed,
                 ..committed(&self.summary)
             },
+            mirrors,
             notes: notes(&self.summary),
         })
     }
@@ -425,6 +449,21 @@ fn committed(summary: &Summary) -> Committed {
 fn notes(summary: &Summary) -> Vec<String> {
     let note = |name: &String| format!("{name} is an instruction and not content: it is left out");
     summary.instructions.iter().map(note).collect()
+}
+
+/// A mirror is the business of whoever runs the daemon: an entry waits for it, whatever is the matter.
+fn mirror_stop(directory: &Path, failure: &Failure) -> Stop {
+    let place = directory.display();
+    let message = failure.message.as_str();
+    // It may name the mirror itself.
+    let message = message
+        .strip_prefix(&format!("{place}: "))
+        .unwrap_or(message);
+    let hint = failure.hint.iter().map(|hint| format!(": {hint}"));
+    let hint: String = hint.collect();
+    Stop::Wait(format!(
+        "the mirror {place} cannot be written: {message}{hint}"
+    ))
 }
 
 /// Decides what a failure means for an entry.
@@ -477,7 +516,11 @@ async fn done(
     success: Success,
     opened: Opened,
 ) -> Ending {
-    let Success { committed, notes } = success;
+    let Success {
+        committed,
+        mirrors,
+        notes,
+    } = success;
     let word = if committed.unchanged {
         Word::Unchanged
     } else {
@@ -495,6 +538,8 @@ async fn done(
             committed.files, committed.directories, committed.bytes
         ),
     ];
+    let mirrors = mirrors.iter().map(|place| place.display());
+    lines.extend(mirrors.map(|place| format!("mirror    {place}")));
     if committed.unchanged {
         lines.push(
             "note      the version was there with the same content: nothing was signed".to_owned(),

@@ -21,6 +21,7 @@ mod place;
 mod report;
 mod rights;
 mod standing;
+mod status;
 
 pub use board::{Board, Ending, Mark, Phase, Seen};
 pub use error::DropError;
@@ -31,3 +32,4 @@ pub use name::{Key, NameTrouble, Wanted};
 pub use place::{After, Cleared, DropDirectory, Entry, Found, Listed};
 pub use report::{Report, Word, refusal_lines};
 pub use standing::Standing;
+pub use status::Written;

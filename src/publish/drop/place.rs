@@ -1,9 +1,9 @@
-//! The drop directory on disk: made, checked, listed; entries opened; statuses written; what was published cleared away.
+//! The drop directory on disk: made, checked, listed; entries opened; what was published cleared away.
 //!
 //! Everything is reached from one descriptor, through no link and into no other mount. Names that begin with a dot are
 //! other people's work under way, but for those that begin with [`OWN`].
 
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
-use rustix::process::Uid;
 
 use super::board::Mark;
 use super::clear;
@@ -20,7 +19,6 @@ use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions
 use super::inventory::{self, Fingerprint, Inventory};
 use super::members::Group;
 use super::name::{Key, STATUS, Wanted};
-use super::report::Word;
 use super::rights::{PRIVATE, SHARED, make, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
@@ -30,7 +28,7 @@ use crate::publish::disk::{self, Disk, FileKind, Stat};
 const ENTRIES_MAX: usize = 10_000;
 
 /// What our own names begin with: statuses being written, directories being removed.
-const OWN: &str = ".manifs-";
+pub(super) const OWN: &str = ".manifs-";
 
 /// A directory that is being removed; the time and its old name follow.
 const REMOVING: &str = ".manifs-removing-";
@@ -40,9 +38,6 @@ const PUBLISHED: &str = ".published";
 
 /// How many names are tried for a directory whose own is taken.
 const NAMES_TRIED: u32 = 1000;
-
-/// Bytes of a status in which its first word ends.
-const WORD_BYTES: usize = 16;
 
 /// The file that commits an entry.
 pub(super) const COMMIT: &str = ".publish";
@@ -112,7 +107,7 @@ pub struct Found {
 /// The drop directory.
 pub struct DropDirectory {
     path: PathBuf,
-    group: Option<Group>,
+    pub(super) group: Option<Group>,
     /// Where temporary files go.
     temporary: PathBuf,
     opened: Mutex<Arc<OwnedFd>>,
@@ -212,7 +207,8 @@ impl DropDirectory {
         Ok(opened)
     }
 
-    fn parent(&self, key: &Key) -> Result<OwnedFd, DropError> {
+    /// Opens the directory that an entry lies in.
+    pub(super) fn parent(&self, key: &Key) -> Result<OwnedFd, DropError> {
         let root = self.root()?;
         let scope = key.scope().map_or(&b"."[..], str::as_bytes);
         below(root.as_fd(), scope).map_err(entry_error)
@@ -366,76 +362,6 @@ impl DropDirectory {
     /// Whatever the file system says; also when the entry changes meanwhile.
     pub fn inventory(&self, entry: &Entry) -> io::Result<Inventory> {
         Inventory::take(&entry.disk, &self.temporary, &|| false)
-    }
-
-    /// Returns whether an entry's status says that it was committed and had come to no end: an earlier process died over
-    /// it. One that was changed since its status was written has to be committed again.
-    pub fn was_committed(&self, key: &Key) -> bool {
-        let look = || -> io::Result<bool> {
-            let parent = self.parent(key).map_err(io::Error::other)?;
-            let place = [key.name(), STATUS.as_bytes()].concat();
-            let file = disk::open_file(parent.as_fd(), &place)?;
-            let (status, entry) = (
-                disk::stat(&file)?,
-                disk::stat_in(parent.as_fd(), key.name())?,
-            );
-            if status.kind != FileKind::File || entry.ctime > status.mtime {
-                return Ok(false);
-            }
-            let mut begin = [0; WORD_BYTES];
-            let read = rustix::io::read(&file, &mut begin)?;
-            let word = begin[..read].split(|byte| *byte == b' ').next();
-            let under_way = [Word::Committed, Word::Publishing, Word::Waiting];
-            Ok(under_way
-                .iter()
-                .any(|known| Some(known.text().as_bytes()) == word))
-        };
-        look().unwrap_or(false)
-    }
-
-    /// Replaces the status of an entry.
-    ///
-    /// # Errors
-    /// Whatever the file system says.
-    pub fn write_status(&self, key: &Key, text: &str) -> io::Result<()> {
-        let parent = self.parent(key).map_err(io::Error::other)?;
-        let place = [key.name(), STATUS.as_bytes()].concat();
-        let temporary = format!("{OWN}status-{:016x}", rand::random::<u64>());
-        let flags =
-            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o644);
-        let file = rustix::fs::openat(&parent, &*temporary, flags, mode)?;
-        let written = (|| {
-            let mut file = std::fs::File::from(file);
-            file.write_all(text.as_bytes())?;
-            rustix::fs::fchmod(&file, mode)?;
-            if self.group.is_some() {
-                // So that whoever dropped the directory may remove its status, in spite of the sticky bit.
-                let flags = AtFlags::SYMLINK_NOFOLLOW;
-                let owner = rustix::fs::statat(&parent, key.name(), flags);
-                if let Ok(owner) = owner {
-                    rustix::fs::fchown(&file, Some(Uid::from_raw(owner.st_uid)), None)?;
-                }
-            }
-            Ok(rustix::fs::renameat(
-                &parent,
-                &*temporary,
-                &parent,
-                &*place,
-            )?)
-        })();
-        if written.is_err() {
-            let _ = rustix::fs::unlinkat(&parent, &*temporary, AtFlags::empty());
-        }
-        written
-    }
-
-    /// Removes the status of an entry that is gone.
-    pub fn remove_status(&self, key: &Key) {
-        if let Ok(parent) = self.parent(key) {
-            let place = [key.name(), STATUS.as_bytes()].concat();
-            let _ = rustix::fs::unlinkat(&parent, &*place, AtFlags::empty());
-        }
     }
 
     /// Clears an entry away whose content was published as the inventory says.

@@ -28,6 +28,16 @@ pub enum Word {
 }
 
 impl Word {
+    const ALL: [Word; 7] = [
+        Word::Arriving,
+        Word::Committed,
+        Word::Publishing,
+        Word::Waiting,
+        Word::Published,
+        Word::Unchanged,
+        Word::Refused,
+    ];
+
     /// Returns the word.
     pub const fn text(self) -> &'static str {
         match self {
@@ -61,6 +71,15 @@ impl Report {
     /// Puts the two together.
     pub fn new(word: Word, lines: Vec<String>) -> Report {
         Report { word, lines }
+    }
+
+    /// Reads the text of a status file, and when it was so.
+    pub(super) fn parse(text: &str) -> Option<(Report, Timestamp)> {
+        let (first, rest) = text.split_once('\n')?;
+        let (word, at) = first.split_once(' ')?;
+        let word = Word::ALL.into_iter().find(|known| known.text() == word)?;
+        let lines = rest.lines().map(str::to_owned).collect();
+        Some((Report::new(word, lines), at.parse().ok()?))
     }
 
     /// Returns the text of the status file.
@@ -129,6 +148,11 @@ mod tests {
             "- and 2 more: a symlink that leaves the package",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        let read = Report::parse(&text);
+        assert_eq!(read, Some((report, Timestamp::from_unix_seconds(0))));
+        for bad in ["", "refused", "refused \n", "lost 1970-01-01T00:00:00Z\n"] {
+            assert_eq!(Report::parse(bad), None, "{bad}");
         }
     }
 }

@@ -17,6 +17,7 @@ pub use address::bind;
 pub use client::{Client, ClientError, Reply};
 pub use message::*;
 pub use release::*;
+pub(crate) use server::Taken;
 pub use server::{Handler, Peer, Replies, serve, serve_connection};
 pub use source::{PeerStatus, SourceStatus};
 pub use wire::FRAME_BYTES_MAX;

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::wire::{self, Kind};
-use super::{Event, Failure, FailureKind, Progress, Request};
+use super::{Event, Failure, FailureKind, Progress, Reply, Request};
 
 /// Connections served at a time; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
@@ -55,7 +55,29 @@ enum Frame {
     Data(Bytes),
 }
 
+/// What is sent to [`Replies`], for whoever takes it in this process.
+pub(crate) struct Taken {
+    frames: mpsc::Receiver<Frame>,
+}
+
+impl Taken {
+    /// Waits for the next; `None` when there is no more. Blocking.
+    pub(crate) fn next(&mut self) -> Option<Reply> {
+        let frame = self.frames.blocking_recv()?;
+        Some(match frame {
+            Frame::Event(event) => Reply::Event(event),
+            Frame::Data(bytes) => Reply::Data(bytes.into()),
+        })
+    }
+}
+
 impl Replies {
+    /// Has what is sent taken in this process.
+    pub(crate) fn taken() -> (Replies, Taken) {
+        let (sender, frames) = mpsc::channel(REPLIES_WAITING);
+        (Replies { frames: sender }, Taken { frames })
+    }
+
     /// Sends one of several results.
     ///
     /// # Errors
