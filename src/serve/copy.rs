@@ -39,7 +39,7 @@ pub(crate) struct Copy {
     links: Vec<EntryItem>,
     done: u64,
     total: u64,
-    /// Whether it has to be on the disk before it gets its name.
+    /// Whether it has to be on the disk before it gets its name, and its name when it is done.
     pub(super) durable: bool,
 }
 
@@ -264,6 +264,9 @@ impl Copy {
             .map_err(|error| failed(error.into()))?;
         // It is gone from its place, so there is nothing to clean.
         let _ = self.temporary.keep();
+        if self.durable {
+            crate::durable::sync_dir(place.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        }
         Ok(())
     }
 

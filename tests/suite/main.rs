@@ -19,6 +19,7 @@ mod catalog;
 mod catalog_diff;
 mod catalog_reading;
 mod cli;
+mod dropping;
 mod dropping_races;
 mod dropping_stress;
 mod envelope;

@@ -404,6 +404,12 @@ impl Job<'_> {
         let finished = loop {
             let envelopes = self.prepared.sign(&settings.key);
             let envelopes = envelopes.map_err(|error| stop(&error, opened))?;
+            if let Some(envelope) = &envelopes.manifest {
+                // What this home does not trust is put nowhere.
+                let judged = trust.verify_manifest(envelope, &self.prepared.package);
+                let what = "manifest";
+                judged.map_err(|error| stop(&PublishError::Untrusted { what, error }, opened))?;
+            }
             // What is signed again has the same tree.
             for directory in settings.mirrors.iter().skip(mirrors.len()) {
                 progress.enter(Step::Provide);
