@@ -27,7 +27,7 @@ const QUEUE_TOLD: usize = 500;
 const METADATA_QUEUE_MAX: usize = 64;
 
 /// Bytes read and written at once.
-const BATCH_BYTES: u64 = 128 << 10;
+const BATCH_BYTES: u64 = 256 << 10;
 
 /// A batch that takes longer to be taken by the other end, 2 KiB each second, ends the connection.
 const STALL: Duration = Duration::from_secs(60);
@@ -244,7 +244,9 @@ impl Connection<'_> {
                 }
                 write_all(&mut stream, &batch.out).await
             };
-            let (sent, next) = tokio::join!(send, self.next(std::mem::take(&mut spare)));
+            // First, so that a thread reads already while this one sends.
+            let next = self.next(std::mem::take(&mut spare));
+            let (next, sent) = tokio::join!(next, send);
             sent?;
             ahead = next;
             self.answered.fetch_add(batch.answers, Ordering::Relaxed);
