@@ -366,12 +366,11 @@ pub(crate) mod testing {
     /// The user without rights.
     const NOBODY: u32 = 65534;
 
-    /// Does `work` as an ordinary user would, to whom `root` and everything in it belongs; a test that root runs, too.
-    pub(crate) fn without_privileges<T>(root: &Path, work: impl FnOnce() -> T) -> T {
+    /// Does `work` as an ordinary user would, also when root runs the test.
+    pub(crate) fn without_privileges<T>(work: impl FnOnce() -> T) -> T {
         if !rustix::process::geteuid().is_root() {
             return work();
         }
-        give(root);
         // Of this thread alone, and so are the capabilities that go with it.
         setfsuid(Uid::from_raw(NOBODY));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
@@ -379,11 +378,15 @@ pub(crate) mod testing {
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    fn give(path: &Path) {
+    /// Gives a tree to the user of [`without_privileges`].
+    pub(crate) fn give_away(path: &Path) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
         std::os::unix::fs::lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
         if path.is_dir() && !path.is_symlink() {
             for entry in std::fs::read_dir(path).unwrap() {
-                give(&entry.unwrap().path());
+                give_away(&entry.unwrap().path());
             }
         }
     }
@@ -395,7 +398,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 
-    use super::testing::without_privileges;
+    use super::testing::{give_away, without_privileges};
     use super::*;
 
     #[test]
@@ -493,7 +496,8 @@ mod tests {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
         };
         mode(0o444);
-        let (strict, living) = without_privileges(dir.path(), || {
+        give_away(dir.path());
+        let (strict, living) = without_privileges(|| {
             let list = |living| {
                 let opened = File::open(dir.path()).unwrap();
                 list_all(opened.as_fd(), &mut |_| false, living)

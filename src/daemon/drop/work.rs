@@ -579,8 +579,8 @@ async fn done(
             format!("moved     to {place}"),
             Ending::Done { fingerprint: None },
         ),
-        Ok(Cleared::Left(place)) => (
-            format!("kept      {place}: what was put into the directory while it was removed"),
+        Ok(Cleared::Left { place, why }) => (
+            format!("kept      {place}: {why}"),
             Ending::Done { fingerprint: None },
         ),
         Ok(Cleared::Kept { path, why }) => (

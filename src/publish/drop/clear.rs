@@ -1,19 +1,297 @@
 //! Takes away what was published, and nothing else.
 //!
-//! A tree is compared with its inventory in place, renamed out of everybody's way, compared once more, and then removed
-//! entry by entry as far as each is still what it was. What somebody put there meanwhile is given back.
+//! A tree is compared with its inventory in place, renamed out of everybody's way, compared once more, and then moved, or
+//! removed entry by entry as far as each is still what it was. What somebody put there meanwhile is given back. So is, at
+//! the next start, what a process that died had out of the way: what of it was published, only that one knew.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, RenameFlags};
+use rustix::io::Errno;
 
 use super::inventory::{Inventory, Step, order, walk, writer};
-use crate::publish::disk::{Disk, FileKind, Stat};
+use super::place::{DropDirectory, ENTRIES_MAX, Entry, OWN, below, shown, visible};
+use super::rights::{PRIVATE, SHARED};
+use crate::publish::disk::{self, Disk, FileKind, Stat};
 
-/// How coarse change times may be.
-const TICK_NS: i128 = 10_000_000;
+/// A directory that is being cleared away; something that makes it unique and its old name follow.
+const REMOVING: &str = ".manifs-removing-";
+
+/// Where directories go with `after = "move"`.
+const PUBLISHED: &str = ".published";
+
+/// How many names are tried for a directory whose own is taken.
+const NAMES_TRIED: u32 = 1000;
+
+/// What becomes of a directory that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum After {
+    /// It is removed.
+    #[default]
+    Remove,
+    /// It stays.
+    Keep,
+    /// It is moved below `.published/` in the drop directory.
+    Move,
+}
+
+/// What became of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cleared {
+    /// It is gone.
+    Removed,
+    /// It lies here now, below the drop directory.
+    Moved(String),
+    /// It is where it was, since somebody is still at work in it.
+    Kept {
+        /// The path in it.
+        path: String,
+        /// What about it.
+        why: &'static str,
+    },
+    /// The most of it is gone.
+    Left {
+        /// Where the rest lies now, below the drop directory.
+        place: String,
+        /// What the rest is.
+        why: String,
+    },
+}
+
+impl DropDirectory {
+    /// Clears an entry away whose content was published as the inventory says.
+    ///
+    /// # Errors
+    /// Whatever the file system says; then it is where it was, or what is left of it is given back at the next start.
+    pub fn clear(
+        &self,
+        entry: &Entry,
+        inventory: &mut Inventory,
+        after: After,
+    ) -> io::Result<Cleared> {
+        if let Some(difference) = difference(&entry.disk, inventory)? {
+            return Ok(kept(difference));
+        }
+        let published = match after {
+            After::Keep => return Ok(kept((Vec::new(), "kept"))),
+            After::Move => Some(self.published()?),
+            After::Remove => None,
+        };
+        let hidden = Hidden::new(entry)?;
+        let judged = hidden.judge(inventory);
+        if !matches!(judged, Ok(None)) {
+            hidden.give_back(entry.key.name())?;
+        }
+        if let Some(kept) = judged? {
+            return Ok(kept);
+        }
+        match published {
+            Some(published) => hidden.move_to(published.as_fd()),
+            None => hidden.remove(inventory),
+        }
+    }
+
+    /// Opens the directory that what was published is moved to.
+    fn published(&self) -> io::Result<OwnedFd> {
+        let root = self.root().map_err(io::Error::other)?;
+        let mode = if self.group.is_some() {
+            SHARED
+        } else {
+            PRIVATE
+        };
+        match rustix::fs::mkdirat(root.as_fd(), PUBLISHED, Mode::from_raw_mode(mode.into())) {
+            Err(Errno::EXIST) => {}
+            made => {
+                made?;
+                let opened = below(root.as_fd(), PUBLISHED.as_bytes())?;
+                rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode.into()))?;
+            }
+        }
+        let published = below(root.as_fd(), PUBLISHED.as_bytes())?;
+        if disk::stat(&published)?.uid != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::other(format!(
+                "{PUBLISHED} belongs to somebody else"
+            )));
+        }
+        Ok(published)
+    }
+
+    /// Gives back what a process that died had out of the way, and takes away what it was about to write.
+    ///
+    /// Nothing here keeps a daemon from starting: whoever may write to the directory can make names like ours.
+    pub(super) fn sweep(&self) {
+        let swept = self.root().map_err(io::Error::other).and_then(|root| {
+            sweep_place(root.as_fd())?;
+            for found in visible(root.as_fd())?.iter().take(ENTRIES_MAX) {
+                if let Some((scope, _)) = self.scope(root.as_fd(), found) {
+                    let swept = below(root.as_fd(), scope.as_bytes())
+                        .and_then(|opened| sweep_place(opened.as_fd()));
+                    if let Err(error) = swept {
+                        tracing::warn!(scope, %error, "not looked through for what was left there");
+                    }
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = swept {
+            tracing::warn!(%error, "the drop directory is not looked through for what was left there");
+        }
+    }
+}
+
+fn sweep_place(place: BorrowedFd<'_>) -> io::Result<()> {
+    // A descriptor of its own: one that was listed is at its end.
+    let place = disk::open_directory(place, b".")?;
+    let own = disk::list_living(place.as_fd(), &mut |name| !name.starts_with(OWN.as_bytes()))?;
+    let user = rustix::process::geteuid().as_raw();
+    for found in own.iter().take(ENTRIES_MAX) {
+        match found.stat.kind {
+            FileKind::Directory => {
+                if let Some(old) = old_name(&found.name) {
+                    sweep_one(place.as_fd(), &found.name, old);
+                }
+            }
+            // In a directory of many, a name is no proof that it is ours.
+            FileKind::File
+                if found.stat.uid == user
+                    && found.name.starts_with(format!("{OWN}status-").as_bytes()) =>
+            {
+                let _ = rustix::fs::unlinkat(&place, &*found.name, AtFlags::empty());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns the name that a directory had before it was hidden.
+fn old_name(hidden: &[u8]) -> Option<&[u8]> {
+    let rest = hidden.strip_prefix(REMOVING.as_bytes())?;
+    let at = rest.iter().position(|byte| *byte == b'-')?;
+    Some(&rest[at + 1..]).filter(|old| !old.is_empty())
+}
+
+/// Gives one back. What it holds is never removed: nobody knows any more what of it was published.
+fn sweep_one(place: BorrowedFd<'_>, name: &[u8], old: &[u8]) {
+    if rustix::fs::unlinkat(place, name, AtFlags::REMOVEDIR).is_ok() {
+        return;
+    }
+    match give_back(place, name, &left_name(old)) {
+        Ok(kept) => tracing::warn!(
+            entry = shown(old),
+            kept,
+            "was published, and being cleared away when the daemon died: what is left of it is kept"
+        ),
+        Err(error) => tracing::warn!(
+            entry = shown(name),
+            %error,
+            "was being cleared away when the daemon died, and cannot be given back"
+        ),
+    }
+}
+
+/// An entry that was renamed out of everybody's way.
+struct Hidden<'a> {
+    entry: &'a Entry,
+    name: Vec<u8>,
+}
+
+impl Hidden<'_> {
+    fn new(entry: &Entry) -> io::Result<Hidden<'_>> {
+        let begin = format!("{REMOVING}{:016x}-", rand::random::<u64>());
+        let (parent, old) = (&entry.parent, entry.key.name());
+        let name = [begin.as_bytes(), old].concat();
+        rustix::fs::renameat_with(parent, old, parent, &*name, RenameFlags::NOREPLACE)?;
+        Ok(Hidden { entry, name })
+    }
+
+    /// Returns why it is to be kept: by its name, another one may have been renamed.
+    fn judge(&self, inventory: &mut Inventory) -> io::Result<Option<Cleared>> {
+        if !self.entry.is_in_place(&self.name)? {
+            return Ok(Some(kept((Vec::new(), "replaced since"))));
+        }
+        Ok(difference(&self.entry.disk, inventory)?.map(kept))
+    }
+
+    /// Gives it back under a name, or a free one like it; returns which.
+    fn give_back(&self, name: &[u8]) -> io::Result<String> {
+        give_back(self.entry.parent.as_fd(), &self.name, name)
+    }
+
+    fn move_to(&self, there: BorrowedFd<'_>) -> io::Result<Cleared> {
+        let name = self.entry.key.to_string().replace('/', "-");
+        let moved = writable(&self.entry.disk, || {
+            rename_free(
+                self.entry.parent.as_fd(),
+                &self.name,
+                there,
+                name.as_bytes(),
+            )
+        });
+        if moved.is_err() {
+            self.give_back(self.entry.key.name())?;
+        }
+        Ok(Cleared::Moved(format!("{PUBLISHED}/{}", moved?)))
+    }
+
+    fn remove(&self, inventory: &mut Inventory) -> io::Result<Cleared> {
+        let parent = self.entry.parent.as_fd();
+        let left = remove(&self.entry.disk, inventory)
+            .or_else(|| unlink(parent, &self.name, b"", AtFlags::REMOVEDIR));
+        match left {
+            None => Ok(Cleared::Removed),
+            Some(left) => Ok(Cleared::Left {
+                // Never under its old name: half a tree must not be published.
+                place: self.give_back(&left_name(self.entry.key.name()))?,
+                why: left.to_string(),
+            }),
+        }
+    }
+}
+
+/// Returns the name for what is left of an entry: no version that there can be.
+fn left_name(name: &[u8]) -> Vec<u8> {
+    [name, b"~1"].concat()
+}
+
+/// Renames a hidden directory back, or to a free name beside it; returns the name.
+fn give_back(parent: BorrowedFd<'_>, hidden: &[u8], name: &[u8]) -> io::Result<String> {
+    rename_free(parent, hidden, parent, name)
+}
+
+/// Renames a directory to the first free name, of which none but the first can be an entry's; returns it.
+fn rename_free(
+    from: BorrowedFd<'_>,
+    old: &[u8],
+    to: BorrowedFd<'_>,
+    name: &[u8],
+) -> io::Result<String> {
+    for nth in 0..NAMES_TRIED {
+        let tried = match nth {
+            0 => name.to_vec(),
+            nth => [name, format!("~{nth}").as_bytes()].concat(),
+        };
+        match rustix::fs::renameat_with(from, old, to, &*tried, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            renamed => {
+                renamed?;
+                return Ok(shown(&tried));
+            }
+        }
+    }
+    Err(Errno::EXIST.into())
+}
+
+fn kept((path, why): (Vec<u8>, &'static str)) -> Cleared {
+    Cleared::Kept {
+        path: shown(&path),
+        why,
+    }
+}
 
 /// Returns the first path that is not as the inventory says, or that somebody has open for writing, and what it is.
 pub(super) fn difference(
@@ -23,7 +301,7 @@ pub(super) fn difference(
     inventory.rewind()?;
     let mut next = inventory.next()?;
     let mut differs = None;
-    let walked = walk(disk, &|| false, &mut |step| {
+    let walked = walk(disk, &mut |step| {
         if let Step::Entry { path, found, .. } = step {
             let expected = next.as_ref().map(|record| record.path.clone());
             let there = inventory.has(&mut next, &path, &found.stat)?;
@@ -50,52 +328,114 @@ pub(super) fn difference(
         (Ok(()), None, Some(gone)) => return Ok(Some((gone.path, "gone since"))),
         (Ok(()), None, None) => {}
     }
-    Ok(writer(disk, &|| false)?.map(|path| (path, "open for writing")))
+    Ok(writer(disk)?.map(|path| (path, "open for writing")))
 }
 
-/// Removes what `ours` says is ours; returns whether anything is left.
-fn remove(disk: &Disk, ours: &mut dyn FnMut(&[u8], &Stat) -> io::Result<bool>) -> io::Result<bool> {
-    let mut left = false;
-    walk(disk, &|| false, &mut |step| {
-        match step {
-            Step::Entry {
-                directory,
-                path,
-                found,
-            } => {
-                let ours = ours(&path, &found.stat)?;
-                if found.stat.kind != FileKind::Directory {
-                    left |= !ours || !unlink(directory, &found.name, AtFlags::empty());
-                }
+/// What is left of a tree that was to be removed.
+#[derive(Debug)]
+enum Left {
+    /// Something that was not in the inventory.
+    New,
+    /// Something that was, at this path.
+    Stuck(Vec<u8>, io::Error),
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Left::New => to.write_str("what was put into the directory while it was removed"),
+            Left::Stuck(path, error) if path.is_empty() => {
+                write!(to, "what could not be removed: {error}")
             }
-            Step::Left { above, path } => {
-                let name = crate::publish::disk::last_name(&path);
-                // Fails when something is left in it.
-                left |= !unlink(above, name, AtFlags::REMOVEDIR);
+            Left::Stuck(path, error) => {
+                write!(to, "what could not be removed: {}: {error}", shown(path))
             }
         }
-        Ok(())
-    })?;
-    Ok(left)
+    }
 }
 
-fn unlink(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> bool {
-    rustix::fs::unlinkat(directory, name, flags).is_ok()
+/// Remembers the first that is left; somebody has to do something about what is stuck, so it counts more.
+fn note(left: &mut Option<Left>, more: Option<Left>) {
+    if matches!(
+        (&*left, &more),
+        (None, _) | (Some(Left::New), Some(Left::Stuck(..)))
+    ) {
+        *left = more;
+    }
 }
 
-/// Removes what the inventory says; returns whether anything is left.
-pub(super) fn remove_inventory(disk: &Disk, inventory: &mut Inventory) -> io::Result<bool> {
-    inventory.rewind()?;
-    let mut next = inventory.next()?;
-    remove(disk, &mut |path, stat| inventory.has(&mut next, path, stat))
+/// Removes what the inventory says; returns what is left.
+fn remove(disk: &Disk, inventory: &mut Inventory) -> Option<Left> {
+    let mut left = None;
+    let removed = (|| {
+        inventory.rewind()?;
+        let mut next = inventory.next()?;
+        open_up(disk.directory(b"")?.as_fd(), disk.stat());
+        walk(disk, &mut |step| {
+            match step {
+                Step::Entry {
+                    directory,
+                    path,
+                    found,
+                    inside,
+                } => {
+                    let ours = inventory.has(&mut next, &path, &found.stat)?;
+                    match (found.stat.kind, inside) {
+                        (FileKind::Directory, Some(inside)) if ours => open_up(inside, &found.stat),
+                        // Removed after what is in it.
+                        (FileKind::Directory, _) => {}
+                        _ if !ours => note(&mut left, Some(Left::New)),
+                        _ => note(
+                            &mut left,
+                            unlink(directory, &found.name, &path, AtFlags::empty()),
+                        ),
+                    }
+                }
+                Step::Left { above, path } => {
+                    let name = disk::last_name(&path);
+                    note(&mut left, unlink(above, name, &path, AtFlags::REMOVEDIR));
+                }
+            }
+            Ok(())
+        })
+    })();
+    if let Err(error) = removed {
+        note(&mut left, Some(Left::Stuck(Vec::new(), error)));
+    }
+    left
 }
 
-/// Removes what has not been touched since `ns` (since 1970), when a process that died was about to remove it all.
-pub(super) fn remove_older(disk: &Disk, ns: i128) -> io::Result<bool> {
-    remove(disk, &mut |_, stat| {
-        let changed = i128::from(stat.ctime.0) * 1_000_000_000 + i128::from(stat.ctime.1);
-        Ok(changed < ns - TICK_NS)
-    })
+/// Removes one name; returns what is left if it is still there.
+fn unlink(directory: BorrowedFd<'_>, name: &[u8], path: &[u8], flags: AtFlags) -> Option<Left> {
+    match rustix::fs::unlinkat(directory, name, flags) {
+        Ok(()) | Err(Errno::NOENT) => None,
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Some(Left::New),
+        Err(error) => Some(Left::Stuck(path.to_vec(), error.into())),
+    }
+}
+
+/// Lets the owner of a directory take things out of it: those of Go's module cache, for one, may not be written to.
+fn open_up(directory: BorrowedFd<'_>, stat: &Stat) {
+    const OWNER: u16 = 0o700;
+    if stat.mode & OWNER != OWNER {
+        // Where this is not allowed, removing is not either, and that is told.
+        let _ = rustix::fs::fchmod(directory, Mode::from_raw_mode((stat.mode | OWNER).into()));
+    }
+}
+
+/// Does something with a directory that its owner may write to: one that he may not is not moved elsewhere, since its
+/// `..` is written then.
+fn writable<T>(disk: &Disk, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mode = disk.stat().mode;
+    if mode & 0o200 != 0 {
+        return work();
+    }
+    let root = disk.directory(b"")?;
+    rustix::fs::fchmod(&root, Mode::from_raw_mode((mode | 0o200).into()))?;
+    let done = work();
+    // What it looks like matters less than where it is.
+    let _ = rustix::fs::fchmod(&root, Mode::from_raw_mode(mode.into()));
+    done
 }
 
 #[cfg(test)]
@@ -124,12 +464,12 @@ mod tests {
         let root = around.path().join("root");
         tree(&root);
         let disk = open(&root);
-        let mut inventory = Inventory::take(&disk, around.path(), &|| false).unwrap();
+        let mut inventory = Inventory::take(&disk, around.path()).unwrap();
         assert_eq!(difference(&disk, &mut inventory).unwrap(), None);
         fs::write(root.join("a/new"), b"x").unwrap();
         let found = difference(&disk, &mut inventory).unwrap();
         assert_eq!(found, Some((b"a".to_vec(), "changed since")));
-        assert!(remove_inventory(&disk, &mut inventory).unwrap());
+        assert!(matches!(remove(&disk, &mut inventory), Some(Left::New)));
         let left: Vec<_> = fs::read_dir(&root)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -166,7 +506,7 @@ mod tests {
             let _ = fs::remove_dir_all(&root);
             tree(&root);
             let disk = open(&root);
-            let mut inventory = Inventory::take(&disk, around.path(), &|| false).unwrap();
+            let mut inventory = Inventory::take(&disk, around.path()).unwrap();
             change(&root);
             let found = difference(&disk, &mut inventory).unwrap();
             if what.is_empty() {
@@ -176,26 +516,9 @@ mod tests {
             }
         }
         let disk = open(&root);
-        let mut inventory = Inventory::take(&disk, around.path(), &|| false).unwrap();
+        let mut inventory = Inventory::take(&disk, around.path()).unwrap();
         let _writer = File::options().append(true).open(root.join("c/3")).unwrap();
         let found = difference(&disk, &mut inventory).unwrap();
         assert_eq!(found, Some((b"c/3".to_vec(), "open for writing")));
-    }
-
-    #[test]
-    fn what_a_dead_process_left_is_removed_unless_it_was_touched() {
-        let around = tempfile::tempdir().unwrap();
-        let root = around.path().join("root");
-        tree(&root);
-        let ctime = |name: &str| {
-            use std::os::unix::fs::MetadataExt;
-            let meta = fs::metadata(root.join(name)).unwrap();
-            i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec())
-        };
-        let disk = open(&root);
-        assert!(remove_older(&disk, ctime("a/b/1")).unwrap());
-        assert!(root.join("4").exists());
-        assert!(!remove_older(&disk, ctime("4") + 10 * TICK_NS).unwrap());
-        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }
 }

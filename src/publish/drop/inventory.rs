@@ -109,6 +109,8 @@ pub(super) enum Step<'a> {
         directory: BorrowedFd<'a>,
         path: Vec<u8>,
         found: Found,
+        /// The entry itself, where it is a directory that can be opened.
+        inside: Option<BorrowedFd<'a>>,
     },
     /// Everything below a directory was visited; it lies, under this name, in the directory that is open.
     Left {
@@ -120,7 +122,6 @@ pub(super) enum Step<'a> {
 /// Walks everything below a root. Nothing is followed: neither links nor other mounts.
 pub(super) fn walk(
     disk: &Disk,
-    stopped: &dyn Fn() -> bool,
     visit: &mut dyn FnMut(Step<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     let open = |opened: OwnedFd, path: Vec<u8>| -> io::Result<Level> {
@@ -129,9 +130,6 @@ pub(super) fn walk(
     };
     let mut levels = vec![open(disk.directory(b"")?, Vec::new())?];
     while let Some(level) = levels.last_mut() {
-        if stopped() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
         let Some(found) = level.left.next() else {
             let path = std::mem::take(&mut level.path);
             levels.pop();
@@ -143,43 +141,57 @@ pub(super) fn walk(
         };
         let path = join(&level.path, &found.name);
         let stat = found.stat;
-        let inside = if stat.kind == FileKind::Directory && stat.mount == disk.stat().mount {
-            Some(disk::open_directory(level.opened.as_fd(), &found.name))
-        } else {
-            None
-        };
-        let directory = level.opened.as_fd();
+        let mut inside = None;
+        if stat.kind == FileKind::Directory && stat.mount == disk.stat().mount {
+            match disk::open_directory(level.opened.as_fd(), &found.name) {
+                Ok(opened) => inside = Some(opened),
+                Err(error) if is_closed(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(opened) = &inside {
+            let now = disk::stat(opened)?;
+            if (now.inode, now.device, now.mount) != (stat.inode, stat.device, stat.mount) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+        }
         visit(Step::Entry {
-            directory,
+            directory: level.opened.as_fd(),
             path: path.clone(),
             found,
+            inside: inside.as_ref().map(AsFd::as_fd),
         })?;
-        match inside {
-            Some(Ok(inside)) if levels.len() < DEPTH_MAX => {
-                let now = disk::stat(&inside)?;
-                if (now.inode, now.device, now.mount) != (stat.inode, stat.device, stat.mount) {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                // One that may be opened, but not listed, is refused by publishing.
-                levels.push(open(inside, path)?);
+        if let Some(inside) = inside
+            && levels.len() < DEPTH_MAX
+        {
+            match open(inside, path) {
+                Ok(level) => levels.push(level),
+                Err(error) if is_closed(&error) => {}
+                Err(error) => return Err(error),
             }
-            // The same.
-            Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            Some(Err(error)) => return Err(error),
-            _ => {}
         }
     }
     Ok(())
+}
+
+/// Returns whether a directory cannot be opened, or not entered. It is passed over, since publishing refuses it, and says
+/// where it is; as an error it would be waited for, and never end.
+fn is_closed(error: &io::Error) -> bool {
+    // The second is what a mount says whose server is dead.
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotConnected
+    )
 }
 
 /// Returns what a tree looks like now.
 ///
 /// # Errors
 /// Whatever the file system says; also when the tree changes meanwhile.
-pub(super) fn fingerprint(disk: &Disk, stopped: &dyn Fn() -> bool) -> io::Result<Fingerprint> {
+pub(super) fn fingerprint(disk: &Disk) -> io::Result<Fingerprint> {
     let mut hash = Sha256::new();
     hash.update(Record::new(b"", disk.stat()).encode()?);
-    walk(disk, stopped, &mut |step| {
+    walk(disk, &mut |step| {
         if let Step::Entry { path, found, .. } = step
             && path != COMMIT.as_bytes()
         {
@@ -194,13 +206,14 @@ pub(super) fn fingerprint(disk: &Disk, stopped: &dyn Fn() -> bool) -> io::Result
 ///
 /// # Errors
 /// As [`fingerprint`].
-pub(super) fn writer(disk: &Disk, stopped: &dyn Fn() -> bool) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn writer(disk: &Disk) -> io::Result<Option<Vec<u8>>> {
     let mut written = None;
-    let walked = walk(disk, stopped, &mut |step| {
+    let walked = walk(disk, &mut |step| {
         if let Step::Entry {
             directory,
             path,
             found,
+            ..
         } = step
             && found.stat.kind == FileKind::File
             && let Ok(file) = disk::open_file(directory, &found.name)
@@ -223,15 +236,11 @@ impl Inventory {
     ///
     /// # Errors
     /// As for a fingerprint.
-    pub(super) fn take(
-        disk: &Disk,
-        temporary: &Path,
-        stopped: &dyn Fn() -> bool,
-    ) -> io::Result<Inventory> {
+    pub(super) fn take(disk: &Disk, temporary: &Path) -> io::Result<Inventory> {
         let mut list = BufWriter::new(tempfile::tempfile_in(temporary)?);
         let mut hash = Sha256::new();
         hash.update(Record::new(b"", disk.stat()).encode()?);
-        walk(disk, stopped, &mut |step| {
+        walk(disk, &mut |step| {
             if let Step::Entry { path, found, .. } = step {
                 let bytes = Record::new(&path, &found.stat).encode()?;
                 if path != COMMIT.as_bytes() {
@@ -292,13 +301,14 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
+    use crate::publish::disk::testing::{give_away, without_privileges};
 
     fn look(path: &Path) -> Fingerprint {
         let disk = Disk::new(File::open(path).unwrap()).unwrap();
-        fingerprint(&disk, &|| false).unwrap()
+        fingerprint(&disk).unwrap()
     }
 
     #[test]
@@ -345,7 +355,7 @@ mod tests {
             fs::write(root.join(name), name).unwrap();
         }
         let disk = Disk::new(File::open(&root).unwrap()).unwrap();
-        let mut inventory = Inventory::take(&disk, around.path(), &|| false).unwrap();
+        let mut inventory = Inventory::take(&disk, around.path()).unwrap();
         assert_eq!(inventory.fingerprint(), look(&root));
         fs::write(root.join("a/0"), b"new").unwrap();
         fs::remove_file(root.join("a.x")).unwrap();
@@ -353,7 +363,7 @@ mod tests {
         inventory.rewind().unwrap();
         let mut next = inventory.next().unwrap();
         let mut had = Vec::new();
-        walk(&disk, &|| false, &mut |step| {
+        walk(&disk, &mut |step| {
             if let Step::Entry { path, found, .. } = step
                 && inventory.has(&mut next, &path, &found.stat)?
             {
@@ -367,13 +377,41 @@ mod tests {
     }
 
     #[test]
+    fn directories_that_cannot_be_entered_are_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        let closed = root.path().join("closed");
+        fs::create_dir(&closed).unwrap();
+        fs::write(closed.join("file"), b"").unwrap();
+        give_away(root.path());
+        let mode = |mode| fs::set_permissions(&closed, fs::Permissions::from_mode(mode)).unwrap();
+        // May be listed but not entered; may be neither.
+        for closed in [0o644, 0o000] {
+            mode(closed);
+            let seen = without_privileges(|| {
+                let disk = Disk::new(File::open(root.path()).unwrap()).unwrap();
+                let mut seen = Vec::new();
+                walk(&disk, &mut |step| {
+                    if let Step::Entry { path, .. } = step {
+                        seen.push(String::from_utf8(path).unwrap());
+                    }
+                    Ok(())
+                })
+                .unwrap();
+                seen
+            });
+            assert_eq!(seen, ["closed"]);
+        }
+        mode(0o755);
+    }
+
+    #[test]
     fn an_open_file_is_named() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("d")).unwrap();
         let open = File::create(root.path().join("d/open")).unwrap();
         fs::write(root.path().join("closed"), b"").unwrap();
         let disk = Disk::new(File::open(root.path()).unwrap()).unwrap();
-        let found = || writer(&disk, &|| false).unwrap();
+        let found = || writer(&disk).unwrap();
         assert_eq!(found().as_deref(), Some(&b"d/open"[..]));
         drop(open);
         assert_eq!(found(), None);

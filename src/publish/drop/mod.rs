@@ -24,12 +24,13 @@ mod standing;
 mod status;
 
 pub use board::{Board, Ending, Mark, Phase, Seen};
+pub use clear::{After, Cleared};
 pub use error::DropError;
 pub use instructions::{Bump, InstructionError, Instructions};
 pub use inventory::{Fingerprint, Inventory};
 pub use members::{Group, GroupError};
 pub use name::{Key, NameTrouble, Wanted};
-pub use place::{After, Cleared, DropDirectory, Entry, Found, Listed};
+pub use place::{DropDirectory, Entry, Found, Listed};
 pub use report::{Report, Word, refusal_lines};
 pub use standing::Standing;
 pub use status::Written;

@@ -1,4 +1,4 @@
-//! The drop directory on disk: made, checked, listed; entries opened; what was published cleared away.
+//! The drop directory on disk: made, checked, listed; entries opened.
 //!
 //! Everything is reached from one descriptor, through no link and into no other mount. Names that begin with a dot are
 //! other people's work under way, but for those that begin with [`OWN`].
@@ -9,72 +9,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::board::Mark;
-use super::clear;
 use super::error::{DropError, entry_error};
 use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions};
 use super::inventory::{self, Fingerprint, Inventory};
 use super::members::Group;
 use super::name::{Key, STATUS, Wanted};
-use super::rights::{PRIVATE, SHARED, make, open};
+use super::rights::{make, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
 use crate::publish::disk::{self, Disk, FileKind, Stat};
 
 /// The most entries that are looked at, scopes included.
-const ENTRIES_MAX: usize = 10_000;
+pub(super) const ENTRIES_MAX: usize = 10_000;
 
 /// What our own names begin with: statuses being written, directories being removed.
 pub(super) const OWN: &str = ".manifs-";
-
-/// A directory that is being removed; the time and its old name follow.
-const REMOVING: &str = ".manifs-removing-";
-
-/// Where directories go with `after = "move"`.
-const PUBLISHED: &str = ".published";
-
-/// How many names are tried for a directory whose own is taken.
-const NAMES_TRIED: u32 = 1000;
 
 /// The file that commits an entry.
 pub(super) const COMMIT: &str = ".publish";
 
 /// What a publisher may say.
 const INSTRUCTIONS: &str = "manifs.toml";
-
-/// What becomes of a directory that was published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum After {
-    /// It is removed.
-    #[default]
-    Remove,
-    /// It stays.
-    Keep,
-    /// It is moved below `.published/` in the drop directory.
-    Move,
-}
-
-/// What became of it.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Cleared {
-    /// It is gone.
-    Removed,
-    /// It lies here now, below the drop directory.
-    Moved(String),
-    /// It is where it was, since somebody is still at work in it.
-    Kept {
-        /// The path in it.
-        path: String,
-        /// What about it.
-        why: &'static str,
-    },
-    /// What was not published lies here now, below the drop directory; the rest is gone.
-    Left(String),
-}
 
 /// What lies in the drop directory.
 #[derive(Debug, Default)]
@@ -115,14 +74,14 @@ pub struct DropDirectory {
 
 /// An entry, open.
 pub struct Entry {
-    key: Key,
-    parent: OwnedFd,
-    disk: Disk,
+    pub(super) key: Key,
+    pub(super) parent: OwnedFd,
+    pub(super) disk: Disk,
     guard: Guard,
 }
 
 /// Opens a directory below another one, on the same mount and through no link.
-fn below(from: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+pub(super) fn below(from: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat2(from, path, flags, Mode::empty(), resolve) {
@@ -167,7 +126,7 @@ impl DropDirectory {
             temporary: temporary.to_owned(),
             opened: Mutex::new(Arc::new(opened)),
         };
-        directory.sweep().map_err(failed)?;
+        directory.sweep();
         Ok(directory)
     }
 
@@ -191,7 +150,7 @@ impl DropDirectory {
     }
 
     /// Returns its descriptor: of the directory that the path names now, which may be another one than at the start.
-    fn root(&self) -> Result<Arc<OwnedFd>, DropError> {
+    pub(super) fn root(&self) -> Result<Arc<OwnedFd>, DropError> {
         let known = Arc::clone(&self.opened.lock());
         let failed = |error: io::Error| DropError::Directory {
             path: self.path.clone(),
@@ -269,7 +228,7 @@ impl DropDirectory {
     }
 
     /// Returns a scope and what lies in it: a directory whose name can be a scope's, and that holds nothing, or an entry.
-    fn scope(
+    pub(super) fn scope(
         &self,
         root: BorrowedFd<'_>,
         found: &disk::Found,
@@ -361,104 +320,7 @@ impl DropDirectory {
     /// # Errors
     /// Whatever the file system says; also when the entry changes meanwhile.
     pub fn inventory(&self, entry: &Entry) -> io::Result<Inventory> {
-        Inventory::take(&entry.disk, &self.temporary, &|| false)
-    }
-
-    /// Clears an entry away whose content was published as the inventory says.
-    ///
-    /// # Errors
-    /// Whatever the file system says; then it is where it was, or what is left of it is cleared at the next start.
-    pub fn clear(
-        &self,
-        entry: &Entry,
-        inventory: &mut Inventory,
-        after: After,
-    ) -> io::Result<Cleared> {
-        // From here on, a change is later than this.
-        let since = now_ns();
-        if let Some(kept) = kept(clear::difference(&entry.disk, inventory)?) {
-            return Ok(kept);
-        }
-        match after {
-            After::Keep => Ok(Cleared::Kept {
-                path: String::new(),
-                why: "kept",
-            }),
-            After::Move => self.move_away(entry),
-            After::Remove => remove(entry, inventory, since),
-        }
-    }
-
-    fn move_away(&self, entry: &Entry) -> io::Result<Cleared> {
-        let root = self.root().map_err(io::Error::other)?;
-        let mode = if self.group.is_some() {
-            SHARED
-        } else {
-            PRIVATE
-        };
-        match rustix::fs::mkdirat(root.as_fd(), PUBLISHED, Mode::from_raw_mode(mode.into())) {
-            Err(Errno::EXIST) => {}
-            made => {
-                made?;
-                let opened = below(root.as_fd(), PUBLISHED.as_bytes())?;
-                rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode.into()))?;
-            }
-        }
-        let there = below(root.as_fd(), PUBLISHED.as_bytes())?;
-        if disk::stat(&there)?.uid != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::other(format!(
-                "{PUBLISHED} belongs to somebody else"
-            )));
-        }
-        let name = entry.key.to_string().replace('/', "-");
-        let moved = rename_free(entry, entry.key.name(), there.as_fd(), name.as_bytes())?;
-        Ok(Cleared::Moved(format!("{PUBLISHED}/{moved}")))
-    }
-
-    /// Ends what a process that died was about to remove, and takes away what it was about to write.
-    fn sweep(&self) -> io::Result<()> {
-        let root = self.root().map_err(io::Error::other)?;
-        let mut places = vec![disk::open_directory(root.as_fd(), b".")?];
-        for found in visible(root.as_fd())? {
-            if let Some((scope, _)) = self.scope(root.as_fd(), &found) {
-                places.push(below(root.as_fd(), scope.as_bytes())?);
-            }
-        }
-        for place in places {
-            let own = disk::list(place.as_fd(), &mut |name| !name.starts_with(OWN.as_bytes()))?;
-            for found in own {
-                if found.stat.kind == FileKind::Directory {
-                    self.sweep_one(place.as_fd(), &found.name)?;
-                } else if found.name.starts_with(format!("{OWN}status-").as_bytes()) {
-                    let _ = rustix::fs::unlinkat(&place, &*found.name, AtFlags::empty());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn sweep_one(&self, place: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-        let rest = name.strip_prefix(REMOVING.as_bytes());
-        let parsed = rest.and_then(|rest| {
-            let at = rest.iter().position(|byte| *byte == b'-')?;
-            let ns: i128 = std::str::from_utf8(&rest[..at]).ok()?.parse().ok()?;
-            Some((ns, &rest[at + 1..]))
-        });
-        let Some((since, old)) = parsed.filter(|(_, old)| !old.is_empty()) else {
-            return Ok(());
-        };
-        let disk = Disk::new(below(place, name)?)?;
-        // In a directory of many, a name is no proof that the tree was ours to remove.
-        let left = self.group.is_some() || clear::remove_older(&disk, since)?;
-        if left || rustix::fs::unlinkat(place, name, AtFlags::REMOVEDIR).is_err() {
-            // Never under its old name: half a tree must not be published.
-            let given_back = give_back(place, name, &left_name(old))?;
-            tracing::warn!(
-                place = given_back,
-                "what was put into a directory while it was cleared away is kept"
-            );
-        }
-        Ok(())
+        Inventory::take(&entry.disk, &self.temporary)
     }
 }
 
@@ -491,7 +353,7 @@ impl Entry {
     /// # Errors
     /// Whatever the file system says; also when it changes meanwhile.
     pub fn fingerprint(&self) -> io::Result<Fingerprint> {
-        inventory::fingerprint(&self.disk, &|| false)
+        inventory::fingerprint(&self.disk)
     }
 
     /// Returns a file in it that somebody has open for writing.
@@ -499,7 +361,7 @@ impl Entry {
     /// # Errors
     /// As [`Entry::fingerprint`].
     pub fn writer(&self) -> io::Result<Option<String>> {
-        let found = inventory::writer(&self.disk, &|| false)?;
+        let found = inventory::writer(&self.disk)?;
         Ok(found.map(|path| shown(&path)))
     }
 
@@ -551,96 +413,20 @@ impl Entry {
     }
 
     /// Returns whether the name still leads to this directory.
-    fn is_in_place(&self, name: &[u8]) -> io::Result<bool> {
+    pub(super) fn is_in_place(&self, name: &[u8]) -> io::Result<bool> {
         let found = rustix::fs::statat(&self.parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let own = rustix::fs::fstat(self.disk.directory(b"")?)?;
         Ok((found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
     }
 }
 
-fn remove(entry: &Entry, inventory: &mut Inventory, since: i128) -> io::Result<Cleared> {
-    let (parent, name) = (entry.parent.as_fd(), entry.key.name());
-    let hidden = [format!("{REMOVING}{since}-").as_bytes(), name].concat();
-    rustix::fs::renameat_with(parent, name, parent, &*hidden, RenameFlags::NOREPLACE)?;
-    if !entry.is_in_place(&hidden)? {
-        give_back(parent, &hidden, name)?;
-        return Ok(Cleared::Kept {
-            path: String::new(),
-            why: "replaced since",
-        });
-    }
-    if let Some(kept) = kept(clear::difference(&entry.disk, inventory)?) {
-        give_back(parent, &hidden, name)?;
-        return Ok(kept);
-    }
-    let left = clear::remove_inventory(&entry.disk, inventory)?;
-    if left || rustix::fs::unlinkat(parent, &*hidden, AtFlags::REMOVEDIR).is_err() {
-        // Never under its old name: half a tree must not be published.
-        return Ok(Cleared::Left(give_back(parent, &hidden, &left_name(name))?));
-    }
-    Ok(Cleared::Removed)
-}
-
-/// Returns the name for what is left of an entry: no version that there can be.
-fn left_name(name: &[u8]) -> Vec<u8> {
-    [name, b"~1"].concat()
-}
-
-/// Renames a hidden directory back, or to a free name beside it; returns the name.
-fn give_back(parent: BorrowedFd<'_>, hidden: &[u8], name: &[u8]) -> io::Result<String> {
-    free_name(name, |name| {
-        rustix::fs::renameat_with(parent, hidden, parent, name, RenameFlags::NOREPLACE)
-    })
-}
-
-/// Moves an entry into another directory, under the first free name.
-fn rename_free(
-    entry: &Entry,
-    from: &[u8],
-    there: BorrowedFd<'_>,
-    name: &[u8],
-) -> io::Result<String> {
-    free_name(name, |name| {
-        rustix::fs::renameat_with(&entry.parent, from, there, name, RenameFlags::NOREPLACE)
-    })
-}
-
-/// Tries names, of which none but the first can be an entry's.
-fn free_name(
-    name: &[u8],
-    mut rename: impl FnMut(&[u8]) -> Result<(), Errno>,
-) -> io::Result<String> {
-    for nth in 0..NAMES_TRIED {
-        let tried = match nth {
-            0 => name.to_vec(),
-            nth => [name, format!("~{nth}").as_bytes()].concat(),
-        };
-        match rename(&tried) {
-            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
-            renamed => {
-                renamed?;
-                return Ok(shown(&tried));
-            }
-        }
-    }
-    Err(Errno::EXIST.into())
-}
-
-fn kept(difference: Option<(Vec<u8>, &'static str)>) -> Option<Cleared> {
-    let (path, why) = difference?;
-    Some(Cleared::Kept {
-        path: shown(&path),
-        why,
-    })
-}
-
 /// Writes a path so that no terminal acts on it.
-fn shown(path: &[u8]) -> String {
+pub(super) fn shown(path: &[u8]) -> String {
     Key::new(None, path).to_string()
 }
 
 /// Lists a directory without what begins with a dot, and without statuses.
-fn visible(directory: BorrowedFd<'_>) -> io::Result<Vec<disk::Found>> {
+pub(super) fn visible(directory: BorrowedFd<'_>) -> io::Result<Vec<disk::Found>> {
     // A descriptor of its own: one that was listed is at its end.
     let directory = disk::open_directory(directory, b".")?;
     // Others put things there and take them away meanwhile.
@@ -657,11 +443,6 @@ fn born_ns(opened: &OwnedFd) -> Option<i128> {
     let ns =
         i128::from(found.stx_btime.tv_sec) * 1_000_000_000 + i128::from(found.stx_btime.tv_nsec);
     known.then_some(ns)
-}
-
-fn now_ns() -> i128 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use super::*;
+use crate::publish::disk::testing::{give_away, without_privileges};
+use crate::publish::drop::{After, Cleared};
 
 struct Around {
     directory: tempfile::TempDir,
@@ -236,33 +238,127 @@ fn what_changed_since_stays_as_it_is() {
     let mut inventory = around.place.inventory(&entry).unwrap();
     fs::rename(around.path("a@1.0.0"), around.path(".aside")).unwrap();
     around.tree("a@1.0.0");
-    let cleared = around
-        .place
-        .clear(&entry, &mut inventory, After::Remove)
-        .unwrap();
-    assert_eq!(
-        cleared,
-        Cleared::Kept {
-            path: String::new(),
-            why: "replaced since"
-        }
-    );
-    assert!(around.path("a@1.0.0/sub/file").is_file());
+    for after in [After::Remove, After::Move] {
+        let cleared = around.place.clear(&entry, &mut inventory, after).unwrap();
+        assert_eq!(
+            cleared,
+            Cleared::Kept {
+                path: String::new(),
+                why: "replaced since"
+            }
+        );
+        assert!(around.path("a@1.0.0/sub/file").is_file());
+    }
     assert!(around.path(".aside/sub/new").is_file());
 }
 
 #[test]
-fn what_a_dead_process_was_removing_is_removed_at_the_next_start_but_for_what_is_newer() {
+fn what_a_dead_process_was_removing_is_given_back_at_the_next_start() {
     let around = around();
-    around.tree(".manifs-removing-99999999999999999999-a@1.0.0");
     around.tree(".manifs-removing-5-b@1.0.0");
+    around.tree("acme/.manifs-removing-0123456789abcdef-c@1.0.0");
+    around.tree("acme/d@1.0.0");
+    fs::create_dir(around.path(".manifs-removing-5-empty@1.0.0")).unwrap();
+    // Not as we name them.
+    for name in [".manifs-removing-", ".manifs-removing-5-", ".manifs-other"] {
+        around.tree(name);
+    }
     fs::write(around.path(".manifs-status-0"), "x").unwrap();
     let path = around.path("");
     let again = DropDirectory::open(&path, None, around.directory.path()).unwrap();
-    // Never under its own name: half of it may be gone.
-    assert_eq!(around.raw_names(), ["b@1.0.0~1"]);
+    // Never under its own name: half of it may be gone. And nothing of it is removed: a directory that was moved in has
+    // old times, whether it was published or not.
+    let names = [
+        ".manifs-other",
+        ".manifs-removing-",
+        ".manifs-removing-5-",
+        "acme",
+        "b@1.0.0~1",
+    ];
+    assert_eq!(around.raw_names(), names);
     assert!(around.path("b@1.0.0~1/sub/file").is_file());
-    assert_eq!(again.list().unwrap().entries.len(), 1);
+    assert!(around.path("acme/c@1.0.0~1/sub/file").is_file());
+    assert_eq!(again.list().unwrap().entries.len(), 3);
+}
+
+#[test]
+fn what_cannot_be_given_back_keeps_no_daemon_from_starting() {
+    let around = around();
+    around.tree(".manifs-removing-5-a@1.0.0");
+    around.tree(".manifs-removing-5-b@1.0.0");
+    fs::create_dir(around.path("a@1.0.0~1")).unwrap();
+    for nth in 1..1000 {
+        fs::create_dir(around.path(&format!("a@1.0.0~1~{nth}"))).unwrap();
+    }
+    DropDirectory::open(&around.path(""), None, around.directory.path()).unwrap();
+    assert!(around.path(".manifs-removing-5-a@1.0.0/file").is_file());
+    assert!(around.path("b@1.0.0~1/file").is_file());
+}
+
+#[test]
+fn what_its_owner_may_not_write_to_is_cleared_away_as_well() {
+    let around = around();
+    let mode = |name: &str, mode| {
+        fs::set_permissions(around.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let clear = |after| {
+        let key = around.tree("a@1.0.0");
+        for name in ["a@1.0.0/sub/file", "a@1.0.0/sub", "a@1.0.0"] {
+            mode(name, 0o555);
+        }
+        give_away(around.directory.path());
+        // It has to be the daemon's, and this test is an ordinary user only when it comes to files.
+        let _ = std::os::unix::fs::chown(
+            around.path(".published"),
+            Some(rustix::process::geteuid().as_raw()),
+            None,
+        );
+        without_privileges(|| {
+            let entry = around.place.entry(&key).unwrap();
+            let mut inventory = around.place.inventory(&entry).unwrap();
+            around.place.clear(&entry, &mut inventory, after)
+        })
+    };
+    assert_eq!(clear(After::Remove).unwrap(), Cleared::Removed);
+    assert!(around.raw_names().is_empty());
+    fs::create_dir(around.path(".published")).unwrap();
+    mode(".published", 0o777);
+    let moved = ".published/a@1.0.0";
+    assert_eq!(
+        clear(After::Move).unwrap(),
+        Cleared::Moved(moved.to_owned())
+    );
+    let found = fs::metadata(around.path(moved)).unwrap().permissions();
+    assert_eq!(found.mode() & 0o7777, 0o555);
+    mode(moved, 0o755);
+    mode(".published/a@1.0.0/sub", 0o755);
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "skipping is loud")]
+fn what_cannot_be_removed_is_named() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED what_cannot_be_removed_is_named: needs root");
+        return;
+    }
+    let around = around();
+    let key = around.tree("a@1.0.0");
+    give_away(around.directory.path());
+    std::os::unix::fs::chown(around.path("a@1.0.0/sub"), Some(0), None).unwrap();
+    let cleared = without_privileges(|| {
+        let entry = around.place.entry(&key).unwrap();
+        let mut inventory = around.place.inventory(&entry).unwrap();
+        around.place.clear(&entry, &mut inventory, After::Remove)
+    });
+    let Cleared::Left { place, why } = cleared.unwrap() else {
+        panic!("it is gone");
+    };
+    assert_eq!(place, "a@1.0.0~1");
+    assert!(
+        why.starts_with("what could not be removed: sub/file: Permission denied"),
+        "{why}"
+    );
+    assert_eq!(around.raw_names(), ["a@1.0.0~1"]);
 }
 
 #[test]
