@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::dropping_stress::Drops;
+use crate::machine::Home;
 
 /// How many directories a tree gets at most while it is published.
 const MADE_MAX: usize = 50_000;
@@ -34,4 +35,42 @@ fn regression_a_tree_that_grows_while_it_is_read_is_not_signed() {
     drops.home.wait_for("the version", |_| {
         drops.announced().contains("ok/growing@1.0.0")
     });
+}
+
+#[test]
+fn regression_next_goes_on_from_a_manifest_that_no_index_lists() {
+    let drops = Drops::new("");
+    // Somebody else with this key, who dies between the manifest and the index.
+    let other = Home::new();
+    for part in ["keys/default.pem", "keys/default.pub.pem", "trust.toml"] {
+        fs::create_dir_all(other.path().join("keys")).unwrap();
+        fs::copy(drops.home.path().join(part), other.path().join(part)).unwrap();
+    }
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), "another").unwrap();
+    other.publish(tree.path(), "ok/tool", "0.1.0");
+    let manifest = "registry/packages/ok/tool/0.1.0/manifest.json";
+    let there = drops.home.path().join(manifest);
+    fs::create_dir_all(there.parent().unwrap()).unwrap();
+    fs::copy(other.path().join(manifest), there).unwrap();
+
+    fs::write(drops.stage("tool").join("file"), "x").unwrap();
+    drops.commit("tool", "ok/tool@next");
+    let status = drops.ended("ok/tool@next");
+    assert!(status.contains("ok/tool@0.1.1"), "{status}");
+}
+
+#[test]
+fn a_next_that_cannot_be_is_refused() {
+    let drops = Drops::new("");
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), "x").unwrap();
+    let last = format!("1.0.{}", u64::MAX);
+    drops.home.publish(tree.path(), "ok/tool", &last);
+    fs::write(drops.stage("tool").join("file"), "y").unwrap();
+    drops.commit("tool", "ok/tool@next");
+    let status = drops.ended("ok/tool@next");
+    assert!(status.starts_with("refused "), "{status}");
+    assert!(status.contains("its number cannot grow"), "{status}");
+    assert!(status.contains("what to do: name the version"), "{status}");
 }

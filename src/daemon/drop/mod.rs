@@ -23,11 +23,11 @@ use tokio::task::JoinSet;
 use super::Home;
 use crate::config::PublishSection;
 use crate::durable;
-use crate::manifest::Timestamp;
+use crate::manifest::{Timestamp, Version};
 use crate::publish::Progress;
 use crate::publish::drop::{
-    Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Report, Seen,
-    Word, Written,
+    Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Remembered,
+    Report, Seen, Word, Written,
 };
 use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
 
@@ -46,14 +46,14 @@ const PUBLISHES_MAX: usize = 4;
 /// How many entries are looked at at a time.
 const LOOKS_MAX: usize = 2;
 
-/// The most entries that are remembered as done, and that a status shows.
+/// The most entries that are remembered for the next process, and that a status shows.
 const REMEMBERED_MAX: usize = 10_000;
 const SHOWN_MAX: usize = 1000;
 
 /// How many versions a status shows whose directories are cleared away.
 const RECENT_MAX: usize = 20;
 
-/// Where it is written down which entries are done.
+/// Where it is written down which entries are done, and which were about to become a version.
 const REMEMBERED: &str = "dropped.json";
 
 /// How a publish that somebody waits for ended.
@@ -80,7 +80,7 @@ pub(super) struct Dropping {
     waiting: Mutex<HashMap<Key, Vec<Waiting>>>,
     /// What keeps the directory as a whole from being used.
     problem: Mutex<Option<String>>,
-    remembered: Mutex<BTreeMap<String, Fingerprint>>,
+    remembered: Mutex<BTreeMap<String, Remembered>>,
     remembered_path: PathBuf,
     /// Whether this process has looked at the directory.
     seen_once: AtomicBool,
@@ -396,14 +396,14 @@ impl Dropping {
         for found in listed.entries {
             match judge(&found) {
                 Ok(package) => {
-                    let done = found.key.to_string();
-                    let done = self.remembered.lock().get(&done).copied();
+                    let remembered = found.key.to_string();
+                    let remembered = self.remembered.lock().get(&remembered).cloned();
                     let seen = Seen {
                         inode: found.inode,
                         mark: found.mark,
                         moved_in: found.moved_in,
                         package: Some(package),
-                        done,
+                        remembered,
                     };
                     entries.push((found.key, seen));
                 }
@@ -558,7 +558,10 @@ impl Dropping {
         let Some(told) = self.told.lock().get(key).cloned() else {
             return;
         };
-        if let Err(error) = self.place.write_status(key, &told.report.text(told.at)) {
+        // What was committed stays committed; the other words are found out again.
+        let durable = told.report.word.is_under_way();
+        let text = told.report.text(told.at);
+        if let Err(error) = self.place.write_status(key, &text, durable) {
             tracing::warn!(entry = %key, %error, "its status is not written");
         }
     }
@@ -566,9 +569,7 @@ impl Dropping {
     /// Forgets an entry that is gone. What was published keeps its status.
     async fn forget(self: &Arc<Self>, key: &Key) {
         let told = self.told.lock().remove(key);
-        if self.remembered.lock().remove(&key.to_string()).is_some() {
-            self.save_remembered().await;
-        }
+        self.unremember(key).await;
         let published = |told: &Told| matches!(told.report.word, Word::Published | Word::Unchanged);
         let kept = told.as_ref().is_none_or(published);
         if let Some(told) = told.filter(published) {
@@ -600,16 +601,46 @@ impl Dropping {
         progress
     }
 
-    /// Writes down that an entry is done as long as it looks like this, also for the next process.
-    async fn remember(self: &Arc<Self>, key: &Key, fingerprint: Fingerprint) {
+    /// Writes down for the next process what an entry looks like that is done, or that `becomes` a version now.
+    async fn remember(
+        self: &Arc<Self>,
+        key: &Key,
+        fingerprint: Fingerprint,
+        becomes: Option<Version>,
+    ) {
+        let entry = Remembered {
+            fingerprint,
+            mark: self.board.lock().mark(key),
+            becomes,
+        };
+        let key = key.to_string();
         {
             let mut remembered = self.remembered.lock();
-            if remembered.len() >= REMEMBERED_MAX {
+            let known = remembered.get(&key);
+            if known == Some(&entry) || (known.is_none() && remembered.len() >= REMEMBERED_MAX) {
                 return;
             }
-            remembered.insert(key.to_string(), fingerprint);
+            remembered.insert(key, entry);
         }
         self.save_remembered().await;
+    }
+
+    /// Forgets what was written down of an entry.
+    async fn unremember(self: &Arc<Self>, key: &Key) {
+        let known = self.remembered.lock().remove(&key.to_string());
+        if known.is_some() {
+            self.save_remembered().await;
+        }
+    }
+
+    /// Returns the version that an entry was about to become when it looked like this.
+    fn becomes(&self, key: &Key, fingerprint: Fingerprint) -> Option<Version> {
+        let remembered = self.remembered.lock();
+        let known = remembered.get(&key.to_string())?;
+        let becomes = known.becomes.as_ref();
+        becomes
+            .filter(|_| known.fingerprint == fingerprint)
+            .cloned()
     }
 
     /// Forgets what was done and went away while no daemon ran.

@@ -11,7 +11,7 @@ use crate::daemon::mirror::check_mirror;
 use crate::manifest::{PackageVersion, TrustPolicy, Version};
 use crate::publish::drop::{
     After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
-    Key, Report, Standing, Wanted, Word, refusal_lines,
+    Key, NoNext, Report, Standing, Wanted, Word, refusal_lines,
 };
 use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Reason, Step, Summary};
 use crate::registry::{Registry, RegistryError};
@@ -94,7 +94,7 @@ pub(super) async fn work(
             dropping.tell(&key, refused_report(&settings, lines)).await;
             Waiting::answer(waiting, &Err(failure));
             if let Some(fingerprint) = fingerprint {
-                dropping.remember(&key, fingerprint).await;
+                dropping.remember(&key, fingerprint, None).await;
             }
             Ending::Done { fingerprint }
         }
@@ -168,7 +168,7 @@ async fn attempt(
         .registry_for(settings.registry.as_ref().and_then(|place| place.to_str()))
         .map_err(|failure| Stop::Refused(vec![failure.message]))?;
     let progress = dropping.progress(key);
-    let publishing = publish(home, settings, &opened, registry, &progress);
+    let publishing = publish(home, dropping, settings, &opened, registry, &progress);
     let say = async {
         let mut every = tokio::time::interval(SAY_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -278,6 +278,7 @@ async fn check_unchanged(opened: &Opened) -> Result<(), Stop> {
 
 async fn publish(
     home: &Arc<Home>,
+    dropping: &Arc<Dropping>,
     settings: &Settings,
     opened: &Opened,
     registry: Arc<dyn Registry>,
@@ -288,6 +289,12 @@ async fn publish(
         .version
         .clone()
         .or(opened.instructions.version.clone());
+    let choose = named.is_none();
+    if choose {
+        // It may be there since an earlier try, and others may have published after it.
+        named = dropping.becomes(opened.entry.key(), opened.inventory.fingerprint());
+    }
+    let mut taken = None;
     let name = &opened.wanted.name;
     if opened.refused.is_empty() {
         for directory in &settings.mirrors {
@@ -297,20 +304,24 @@ async fn publish(
     }
     for _ in 0..CHOICES_MAX {
         let trust = home.updater.policy();
-        let standing = match &named {
-            Some(_) => None,
-            None => Some(
-                Standing::of(&home.publisher, name, &registry, &trust)
-                    .await
-                    .map_err(|error| stop(&error, opened))?,
-            ),
+        let (version, standing) = match &named {
+            Some(version) => (version.clone(), None),
+            None => {
+                let standing = Standing::of(&home.publisher, name, &registry, &trust).await;
+                let standing = standing.map_err(|error| stop(&error, opened))?;
+                let standing = standing.after(taken.as_ref());
+                let next = standing.next(opened.instructions.bump);
+                (
+                    next.map_err(|error| no_next(&error, opened))?,
+                    Some(standing),
+                )
+            }
         };
-        let version = match (&named, &standing) {
-            (Some(version), _) => version.clone(),
-            (None, Some(standing)) => standing.next(opened.instructions.bump),
-            (None, None) => return Err(Stop::Over),
-        };
-        let options = options(settings, opened, PackageVersion::new(name.clone(), version));
+        let options = options(
+            settings,
+            opened,
+            PackageVersion::new(name.clone(), version.clone()),
+        );
         let directory = opened
             .entry
             .directory()
@@ -339,7 +350,11 @@ async fn publish(
             .await;
         let prepared = match prepared {
             // Somebody took the version that was chosen.
-            Err(PublishError::Exists { .. }) if named.is_none() => continue,
+            Err(PublishError::Exists { package, .. }) if choose => {
+                named = None;
+                taken = Some(package.version);
+                continue;
+            }
             prepared => prepared.map_err(|error| stop(&error, opened))?,
         };
         let Some(summary) = prepared.summary.clone() else {
@@ -356,6 +371,9 @@ async fn publish(
             continue;
         }
         check_unchanged(opened).await?;
+        // Before there can be a version: whoever finds the directory afterwards knows which one it is.
+        let (key, fingerprint) = (opened.entry.key(), opened.inventory.fingerprint());
+        dropping.remember(key, fingerprint, Some(version)).await;
         return job.finish(settings, opened, trust, progress).await;
     }
     Err(Stop::Wait(format!(
@@ -507,6 +525,15 @@ fn stop(error: &PublishError, opened: &Opened) -> Stop {
     }
 }
 
+fn no_next(error: &NoNext, opened: &Opened) -> Stop {
+    let mut lines = opened.refused.clone();
+    lines.extend([
+        format!("- {error}"),
+        format!("  what to do: {}", error.hint()),
+    ]);
+    Stop::Refused(lines)
+}
+
 fn said(mut lines: Vec<String>, error: &PublishError) -> Vec<String> {
     lines.push(format!("- {error}"));
     if let Some(hint) = error.hint() {
@@ -555,7 +582,7 @@ async fn done(
     // Said first: the version is there, whatever becomes of the directory.
     dropping.tell(&key, Report::new(word, lines.clone())).await;
     if settings.after == After::Keep {
-        dropping.remember(&key, fingerprint).await;
+        dropping.remember(&key, fingerprint, None).await;
         return Ending::Done {
             fingerprint: Some(fingerprint),
         };
@@ -573,6 +600,10 @@ async fn done(
         Ok(cleared) => cleared,
         Err(_) => return Ending::Again,
     };
+    if !matches!(cleared, Ok(Cleared::Kept { .. }) | Err(_)) {
+        // Before another directory comes under this name.
+        dropping.unremember(&key).await;
+    }
     let (line, ending) = match cleared {
         Ok(Cleared::Removed) => return Ending::Done { fingerprint: None },
         Ok(Cleared::Moved(place)) => (

@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::inventory::Fingerprint;
 use super::name::Key;
-use crate::manifest::PackageName;
+use crate::manifest::{PackageName, Version};
 
 /// How often an arriving entry is looked at, at most: so that being quiet is noticed in time, yet a large tree is not
 /// walked all the time.
@@ -29,11 +31,22 @@ const RETRY_MAX: Duration = Duration::from_secs(120);
 const DEAF: Duration = Duration::from_secs(5);
 
 /// A `.publish`, so that a new one, or one that was touched, is told from the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     pub(super) inode: u64,
     pub(super) mtime: (i64, u32),
     pub(super) ctime: (i64, u32),
+}
+
+/// What is written down of an entry, for the next process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// What it looked like.
+    pub fingerprint: Fingerprint,
+    /// Its `.publish` that has had its effect.
+    pub mark: Option<Mark>,
+    /// The version that it was about to become, which may be there by now; `None` when nothing is left to be done.
+    pub becomes: Option<Version>,
 }
 
 /// How an entry stands.
@@ -87,8 +100,8 @@ pub struct Seen {
     pub moved_in: bool,
     /// What it wants to be; `None` when its name says nothing.
     pub package: Option<PackageName>,
-    /// What it looked like when it was done, if an earlier process knew.
-    pub done: Option<Fingerprint>,
+    /// What an earlier process wrote down of it.
+    pub remembered: Option<Remembered>,
 }
 
 #[derive(Debug)]
@@ -108,6 +121,8 @@ struct Entry {
     by: By,
     /// What committed it once more while it was being published.
     again: Option<By>,
+    /// Whether an earlier process had begun to sign for it, or to clear it away.
+    unfinished: bool,
     deaf_until: Option<Instant>,
 }
 
@@ -178,14 +193,16 @@ impl Board {
                 }
                 _ => {
                     let mut entry = Entry::new(&seen, now);
-                    if let Some(done) = seen.done.filter(|_| !moved && !said) {
-                        entry.phase = Phase::Done;
-                        entry.fingerprint = Some(done);
-                        entry.mark = seen.mark;
-                    } else if said || seen.mark.is_some() {
-                        entry.mark = seen.mark;
+                    let marked = seen.remembered.as_ref().and_then(|known| known.mark);
+                    if said || (seen.mark.is_some() && seen.mark != marked) {
                         entry.commit(By::Word, now);
-                    } else if moved || seen.moved_in {
+                    } else if moved {
+                        entry.commit(By::Rename, now);
+                    } else if let Some(known) = seen.remembered {
+                        entry.phase = Phase::Done;
+                        entry.fingerprint = Some(known.fingerprint);
+                        entry.unfinished = known.becomes.is_some();
+                    } else if seen.moved_in {
                         entry.commit(By::Rename, now);
                     }
                     self.entries.insert(key.clone(), entry);
@@ -248,6 +265,11 @@ impl Board {
             .is_some_and(|entry| by(entry) == By::Quiet)
     }
 
+    /// Returns the `.publish` of an entry that has had its effect.
+    pub fn mark(&self, key: &Key) -> Option<Mark> {
+        self.entries.get(key)?.mark
+    }
+
     /// Returns the inode of an entry.
     pub fn inode(&self, key: &Key) -> Option<u64> {
         self.entries.get(key).map(|entry| entry.inode)
@@ -306,6 +328,9 @@ impl Board {
                     entry.phase = Phase::Arriving;
                     entry.fingerprint = fingerprint;
                     entry.quiet_since = now;
+                } else if std::mem::take(&mut entry.unfinished) {
+                    // As it was: what was begun is ended.
+                    entry.commit(By::Quiet, now);
                 }
                 entry.look_at = now + LOOK_DONE.max(took * LOOK_SHARE);
                 if entry.phase == Phase::Arriving {
@@ -435,7 +460,7 @@ impl Entry {
             inode: seen.inode,
             package: seen.package.clone(),
             phase: Phase::Arriving,
-            mark: None,
+            mark: seen.mark,
             fingerprint: None,
             quiet_since: now,
             look_at: now,
@@ -443,6 +468,7 @@ impl Entry {
             retry_at: now,
             by: By::Quiet,
             again: None,
+            unfinished: false,
             deaf_until: None,
         }
     }

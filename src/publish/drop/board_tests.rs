@@ -14,7 +14,7 @@ fn seen(name: &str, inode: u64) -> (Key, Seen) {
         mark: None,
         moved_in: false,
         package,
-        done: None,
+        remembered: None,
     };
     (key, seen)
 }
@@ -31,6 +31,15 @@ fn print(byte: u8) -> Option<Fingerprint> {
     // As the state file has it.
     let hex = hex::encode([byte; 32]);
     Some(serde_json::from_value(serde_json::Value::String(hex)).unwrap())
+}
+
+/// What an earlier process wrote down of a tree that looked like `print(1)`.
+fn remembered(mark: Option<Mark>, becomes: Option<&str>) -> Option<Remembered> {
+    Some(Remembered {
+        fingerprint: print(1).unwrap(),
+        mark,
+        becomes: becomes.map(|version| version.parse().unwrap()),
+    })
 }
 
 /// Looks every second until `until` after `from`; returns when the phase changed.
@@ -271,7 +280,7 @@ fn what_an_earlier_process_was_done_with_waits_for_a_change() {
     let now = Instant::now();
     let mut board = Board::new(SETTLE);
     let (a, mut kept) = seen("a@1.0.0", 1);
-    kept.done = print(1);
+    kept.remembered = remembered(mark(1), None);
     kept.mark = mark(1);
     board.found(vec![(a.clone(), kept)], now);
     assert_eq!(board.start(1, now), []);
@@ -279,6 +288,50 @@ fn what_an_earlier_process_was_done_with_waits_for_a_change() {
     let now = now + LOOK_DONE;
     let phase = board.looked(&a, print(2), false, Duration::ZERO, now);
     assert_eq!(phase, Some(Phase::Arriving));
+}
+
+#[test]
+fn a_mark_that_was_touched_between_two_processes_has_its_effect() {
+    let now = Instant::now();
+    let a = key("a@1.0.0");
+    for (before, after, committed) in [
+        (mark(1), mark(1), false),
+        (mark(1), mark(2), true),
+        (None, mark(1), true),
+        (mark(1), None, false),
+    ] {
+        let mut board = Board::new(SETTLE);
+        let (_, mut kept) = seen("a@1.0.0", 1);
+        kept.remembered = remembered(before, None);
+        kept.mark = after;
+        board.found(vec![(a.clone(), kept)], now);
+        assert_eq!(
+            !board.start(1, now).is_empty(),
+            committed,
+            "{before:?} {after:?}"
+        );
+    }
+}
+
+#[test]
+fn what_an_earlier_process_had_begun_to_sign_is_gone_on_with_if_it_is_the_same() {
+    let now = Instant::now();
+    let a = key("a@next");
+    for (look, phase) in [
+        (print(1), Phase::Committed),
+        (print(2), Phase::Arriving),
+        (None, Phase::Arriving),
+    ] {
+        // Also where being quiet means nothing.
+        let mut board = Board::new(Duration::ZERO);
+        let (_, mut begun) = seen("a@next", 1);
+        begun.remembered = remembered(None, Some("1.0.1"));
+        board.found(vec![(a.clone(), begun)], now);
+        assert_eq!(board.start(1, now), []);
+        assert_eq!(board.to_look_at(now), std::slice::from_ref(&a));
+        let changed = board.looked(&a, look, false, Duration::ZERO, now);
+        assert_eq!(changed, Some(phase));
+    }
 }
 
 #[test]

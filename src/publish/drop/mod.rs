@@ -23,7 +23,7 @@ mod rights;
 mod standing;
 mod status;
 
-pub use board::{Board, Ending, Mark, Phase, Seen};
+pub use board::{Board, Ending, Mark, Phase, Remembered, Seen};
 pub use clear::{After, Cleared};
 pub use error::DropError;
 pub use instructions::{Bump, InstructionError, Instructions};
@@ -32,5 +32,5 @@ pub use members::{Group, GroupError};
 pub use name::{Key, NameTrouble, Wanted};
 pub use place::{DropDirectory, Entry, Found, Listed};
 pub use report::{Report, Word, refusal_lines};
-pub use standing::Standing;
+pub use standing::{NoNext, Standing};
 pub use status::Written;

@@ -159,7 +159,7 @@ fn a_link_is_no_entry_and_its_target_is_never_opened() {
         let key = Key::from_path(key.as_bytes()).unwrap();
         let refused = around.place.entry(&key).err().unwrap();
         assert!(matches!(refused, DropError::Foreign), "{refused}");
-        let written = around.place.write_status(&key, "x");
+        let written = around.place.write_status(&key, "x", true);
         assert_eq!(written.is_ok(), key.scope().is_none());
     }
     // The status was written beside the link, and nothing into what it leads to.
@@ -179,7 +179,10 @@ fn a_status_replaces_whatever_has_its_name_and_follows_nothing() {
     let secret = around.directory.path().join("secret");
     fs::write(&secret, "old").unwrap();
     symlink(&secret, around.path("a@1.0.0.status")).unwrap();
-    around.place.write_status(&key, "published\n").unwrap();
+    around
+        .place
+        .write_status(&key, "published\n", true)
+        .unwrap();
     assert_eq!(fs::read_to_string(&secret).unwrap(), "old");
     assert_eq!(
         fs::read_to_string(around.path("a@1.0.0.status")).unwrap(),
@@ -188,7 +191,7 @@ fn a_status_replaces_whatever_has_its_name_and_follows_nothing() {
     assert!(!around.path("a@1.0.0.status").is_symlink());
     fs::remove_file(around.path("a@1.0.0.status")).unwrap();
     fs::create_dir(around.path("a@1.0.0.status")).unwrap();
-    assert!(around.place.write_status(&key, "x").is_err());
+    assert!(around.place.write_status(&key, "x", true).is_err());
     assert_eq!(around.raw_names(), ["a@1.0.0", "a@1.0.0.status"]);
 }
 
@@ -433,7 +436,7 @@ fn for_a_group_everything_belongs_to_a_member() {
     chown("a@1.0.0/.publish", NOBODY);
     assert!(place.list().unwrap().entries[0].mark.is_some());
     // Its status is its owner's, to be removed.
-    place.write_status(&key, "refused\n").unwrap();
+    place.write_status(&key, "refused\n", true).unwrap();
     let owner =
         std::os::unix::fs::MetadataExt::uid(&fs::metadata(path.join("a@1.0.0.status")).unwrap());
     assert_eq!(owner, NOBODY);
@@ -464,11 +467,11 @@ fn what_an_earlier_process_died_over_stays_committed() {
         ("", false),
     ] {
         let text = format!("{word} 2026-01-01T00:00:00Z\n");
-        around.place.write_status(&key, &text).unwrap();
+        around.place.write_status(&key, &text, true).unwrap();
         assert_eq!(was_committed(), committed, "{word:?}");
     }
     // Somebody has put another one there since.
-    around.place.write_status(&key, UNDER_WAY).unwrap();
+    around.place.write_status(&key, UNDER_WAY, true).unwrap();
     let status = fs::File::options()
         .write(true)
         .open(around.path("a@1.0.0.status"))

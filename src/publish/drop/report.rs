@@ -38,6 +38,11 @@ impl Word {
         Word::Refused,
     ];
 
+    /// Returns whether it says that the entry was committed and has come to no end.
+    pub const fn is_under_way(self) -> bool {
+        matches!(self, Word::Committed | Word::Publishing | Word::Waiting)
+    }
+
     /// Returns the word.
     pub const fn text(self) -> &'static str {
         match self {

@@ -15,6 +15,22 @@ const FIRST: &str = "0.1.0";
 #[derive(Debug, Clone)]
 pub struct Standing {
     highest: Option<(Version, Option<Manifest>)>,
+    /// One that is taken, though no release index lists it: its publisher died, or has not come to it.
+    taken: Option<Version>,
+}
+
+/// Why `@next` means no version.
+#[derive(Debug, thiserror::Error)]
+#[error("no version comes after {highest}: its number cannot grow")]
+pub struct NoNext {
+    highest: Version,
+}
+
+impl NoNext {
+    /// Returns what to do about it.
+    pub fn hint(&self) -> &'static str {
+        "name the version, in the directory's name or in manifs.toml"
+    }
 }
 
 impl Standing {
@@ -34,23 +50,38 @@ impl Standing {
             .index;
         let highest = known_index.and_then(|index| index.versions.into_keys().max());
         let Some(highest) = highest else {
-            return Ok(Standing { highest: None });
+            return Ok(Standing {
+                highest: None,
+                taken: None,
+            });
         };
         let package = PackageVersion::new(name.clone(), highest.clone());
         let there = known(&package, &publisher.state, trust, registry).await?;
         let manifest = there.manifest.map(|trusted| trusted.manifest().clone());
         Ok(Standing {
             highest: Some((highest, manifest)),
+            taken: None,
         })
     }
 
+    /// Goes on from a version that is taken, whether a release index lists it or not.
+    pub fn after(mut self, taken: Option<&Version>) -> Standing {
+        self.taken = taken.cloned();
+        self
+    }
+
     /// Returns the version that comes next.
-    pub fn next(&self, bump: Bump) -> Version {
-        let next = self
-            .highest
-            .as_ref()
-            .and_then(|(highest, _)| highest.next(bump));
-        next.unwrap_or_else(first)
+    ///
+    /// # Errors
+    /// [`NoNext`], when there is none.
+    pub fn next(&self, bump: Bump) -> Result<Version, NoNext> {
+        let listed = self.highest.as_ref().map(|(version, _)| version);
+        match listed.max(self.taken.as_ref()) {
+            None => Ok(first()),
+            Some(highest) => highest.next(bump).ok_or_else(|| NoNext {
+                highest: highest.clone(),
+            }),
+        }
     }
 
     /// Returns the highest version if it has the same content as `made`.
@@ -108,7 +139,23 @@ mod tests {
             assert_eq!(next(highest, Bump::Major).unwrap(), major);
         }
         assert_eq!(next("1.0.18446744073709551615", Bump::Patch), None);
-        let none = Standing { highest: None };
-        assert_eq!(none.next(Bump::Major).to_string(), "0.1.0");
+        let version = |text: &str| -> Version { text.parse().unwrap() };
+        let standing = |highest: Option<&str>, taken: Option<&str>| {
+            let standing = Standing {
+                highest: highest.map(|highest| (version(highest), None)),
+                taken: None,
+            };
+            let next = standing
+                .after(taken.map(version).as_ref())
+                .next(Bump::Patch);
+            next.map_or_else(|error| error.to_string(), |next| next.to_string())
+        };
+        assert_eq!(standing(None, None), "0.1.0");
+        assert_eq!(standing(None, Some("0.1.0")), "0.1.1");
+        assert_eq!(standing(Some("1.0.0"), Some("1.0.1")), "1.0.2");
+        // Listed since.
+        assert_eq!(standing(Some("1.0.5"), Some("1.0.1")), "1.0.6");
+        let last = "1.0.18446744073709551615";
+        assert!(standing(Some(last), None).starts_with("no version comes after"));
     }
 }

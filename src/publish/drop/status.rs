@@ -11,7 +11,7 @@ use rustix::process::Uid;
 
 use super::name::{Key, STATUS};
 use super::place::{DropDirectory, OWN};
-use super::report::{Report, Word};
+use super::report::Report;
 use crate::manifest::Timestamp;
 use crate::publish::disk::{self, FileKind};
 
@@ -32,8 +32,7 @@ pub struct Written {
 impl Written {
     /// Returns whether it says that the entry was committed and had come to no end: a process died over it.
     pub fn is_under_way(&self) -> bool {
-        let under_way = [Word::Committed, Word::Publishing, Word::Waiting];
-        under_way.contains(&self.report.word)
+        self.report.word.is_under_way()
     }
 }
 
@@ -58,11 +57,11 @@ impl DropDirectory {
         })
     }
 
-    /// Replaces the status of an entry.
+    /// Replaces the status of an entry; a `durable` one is there after a power cut, too.
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn write_status(&self, key: &Key, text: &str) -> io::Result<()> {
+    pub fn write_status(&self, key: &Key, text: &str, durable: bool) -> io::Result<()> {
         let parent = self.parent(key).map_err(io::Error::other)?;
         let place = place(key);
         let temporary = format!("{OWN}status-{:016x}", rand::random::<u64>());
@@ -82,12 +81,14 @@ impl DropDirectory {
                     rustix::fs::fchown(&file, Some(Uid::from_raw(owner.st_uid)), None)?;
                 }
             }
-            Ok(rustix::fs::renameat(
-                &parent,
-                &*temporary,
-                &parent,
-                &*place,
-            )?)
+            if durable {
+                file.sync_all()?;
+            }
+            rustix::fs::renameat(&parent, &*temporary, &parent, &*place)?;
+            if durable {
+                rustix::fs::fsync(&parent)?;
+            }
+            Ok(())
         })();
         if written.is_err() {
             let _ = rustix::fs::unlinkat(&parent, &*temporary, AtFlags::empty());
