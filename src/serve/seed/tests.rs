@@ -350,7 +350,7 @@ async fn shutting_down_hangs_up() {
 async fn a_cap_is_kept_and_cuts_batches() {
     let cap = Arc::new(Rate::new(1 << 20));
     let scene = scene_capped(Limits::default(), Verify::FirstTouch, Some(cap)).await;
-    assert_eq!(scene.seeds.batch_bytes, 256 << 10);
+    assert_eq!(scene.seeds.batch_bytes, 128 << 10);
     let mut stream = leecher(&scene).await;
     let start = std::time::Instant::now();
     assert_eq!(everything(&scene, &mut stream).await, scene.bytes);
