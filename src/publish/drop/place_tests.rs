@@ -440,6 +440,16 @@ fn for_a_group_everything_belongs_to_a_member() {
     let owner =
         std::os::unix::fs::MetadataExt::uid(&fs::metadata(path.join("a@1.0.0.status")).unwrap());
     assert_eq!(owner, NOBODY);
+    // What somebody else says of it counts for nothing.
+    place
+        .write_status(&key, "committed 2026-01-01T00:00:00Z\n", false)
+        .unwrap();
+    let believed = || place.status(&key).is_some();
+    assert!(believed());
+    chown("a@1.0.0.status", 1);
+    assert!(!believed());
+    chown("a@1.0.0.status", 0);
+    assert!(believed());
     chown("a@1.0.0", 1);
     assert!(matches!(guard(), Err(DropError::NotAMember { uid: 1, .. })));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();

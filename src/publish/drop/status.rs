@@ -37,7 +37,8 @@ impl Written {
 }
 
 impl DropDirectory {
-    /// Reads the status of an entry; `None` without one that makes sense.
+    /// Reads the status of an entry; `None` without one that makes sense, and that belongs to the entry's owner or to the
+    /// daemon.
     pub fn status(&self, key: &Key) -> Option<Written> {
         let parent = self.parent(key).ok()?;
         let file = disk::open_file(parent.as_fd(), &place(key)).ok()?;
@@ -46,6 +47,11 @@ impl DropDirectory {
             return None;
         }
         let entry = disk::stat_in(parent.as_fd(), key.name()).ok();
+        // Nobody says of another one's directory that it is complete.
+        let own = rustix::process::geteuid().as_raw();
+        if entry.is_some_and(|entry| stat.uid != entry.uid && stat.uid != own) {
+            return None;
+        }
         let mut text = String::new();
         let mut limited = std::fs::File::from(file).take(STATUS_BYTES_MAX);
         limited.read_to_string(&mut text).ok()?;
