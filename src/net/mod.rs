@@ -4,6 +4,7 @@
 //! ([`AddressFilter`]), never reads more than it was told to, never waits longer than it was told to, follows no redirect
 //! unless asked, decompresses nothing. It does not know what the bytes are for.
 
+pub(crate) mod bencode;
 mod client;
 pub mod dht;
 mod filter;

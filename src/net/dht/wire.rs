@@ -2,10 +2,8 @@
 
 use std::net::SocketAddr;
 
-use librqbit_bencode::{BencodeDeserializer, BencodeValueBorrowed, ByteBuf};
-use serde::Deserialize as _;
-
 use super::lookup::Node;
+use crate::net::bencode::{self, Value, bytes, get};
 
 /// A node's id or an info hash; what is near to each other is decided by them.
 pub type Id = [u8; 20];
@@ -77,8 +75,7 @@ pub(super) struct Answer {
 
 /// Reads an answer to one of our questions; none for anything else. An error is an answer without content.
 pub(super) fn answer(datagram: &[u8], v6: bool) -> Option<(Transaction, Option<Answer>)> {
-    let mut deserializer = BencodeDeserializer::new_from_buf(datagram).with_max_depth(DEPTH_MAX);
-    let message = BencodeValueBorrowed::deserialize(&mut deserializer).ok()?;
+    let message = bencode::read(datagram, DEPTH_MAX)?;
     let transaction = bytes(&message, b"t")?.try_into().ok()?;
     match bytes(&message, b"y")? {
         b"r" => {}
@@ -93,9 +90,9 @@ pub(super) fn answer(datagram: &[u8], v6: bool) -> Option<(Transaction, Option<A
             .map(<[u8]>::to_vec),
         ..Answer::default()
     };
-    if let Some(BencodeValueBorrowed::List(values)) = get(said, b"values") {
+    if let Some(Value::List(values)) = get(said, b"values") {
         let all = values.iter().filter_map(|value| match value {
-            BencodeValueBorrowed::Bytes(compact) => address(compact.0),
+            Value::Bytes(compact) => address(compact.0),
             _ => None,
         });
         answer.peers = all.filter(|peer| peer.is_ipv6() == v6).collect();
@@ -123,23 +120,6 @@ fn address(compact: &[u8]) -> Option<SocketAddr> {
     }
     let ip: [u8; 16] = ip.try_into().ok()?;
     Some(SocketAddr::from((ip, port)))
-}
-
-fn get<'a, 'b>(
-    value: &'a BencodeValueBorrowed<'b>,
-    key: &'static [u8],
-) -> Option<&'a BencodeValueBorrowed<'b>> {
-    match value {
-        BencodeValueBorrowed::Dict(dictionary) => dictionary.get(&ByteBuf(key)),
-        _ => None,
-    }
-}
-
-fn bytes<'a>(value: &'a BencodeValueBorrowed<'_>, key: &'static [u8]) -> Option<&'a [u8]> {
-    match get(value, key)? {
-        BencodeValueBorrowed::Bytes(bytes) => Some(bytes.0),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

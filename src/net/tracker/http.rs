@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use librqbit_bencode::{BencodeDeserializer, BencodeValueBorrowed, ByteBuf};
-use serde::Deserialize as _;
 use url::Url;
 
 use super::{Announce, Event, Peers, Response, TrackerError, interval, words};
+use crate::net::bencode::{self, Value, bytes, get, number};
 use crate::net::{Client, Get};
 
 /// Bytes of an answer at most. [`super::PEERS_MAX`] peers as dictionaries take about 20 KiB; trackers that ignore how
@@ -88,29 +87,24 @@ fn escape(query: &mut String, bytes: &[u8]) {
 }
 
 fn read(body: &[u8], mut peers: Peers<'_>) -> Result<Response, TrackerError> {
-    let mut deserializer = BencodeDeserializer::new_from_buf(body).with_max_depth(DEPTH_MAX);
-    let answer = BencodeValueBorrowed::deserialize(&mut deserializer)
-        .map_err(|_| TrackerError::Nonsense("no bencode"))?;
-    if let Some(BencodeValueBorrowed::Bytes(reason)) = get(&answer, b"failure reason") {
-        return Err(TrackerError::Failure(words(reason.0)));
+    let answer = bencode::read(body, DEPTH_MAX).ok_or(TrackerError::Nonsense("no bencode"))?;
+    if let Some(reason) = bytes(&answer, b"failure reason") {
+        return Err(TrackerError::Failure(words(reason)));
     }
-    let seconds = |key: &'static [u8]| match get(&answer, key) {
-        Some(BencodeValueBorrowed::Integer(seconds)) => u64::try_from(*seconds).ok(),
-        _ => None,
-    };
-    let wanted = seconds(b"interval").ok_or(TrackerError::Nonsense("no interval"))?;
-    let least = seconds(b"min interval").unwrap_or(0);
+    let wanted: Option<u64> = number(&answer, b"interval");
+    let wanted = wanted.ok_or(TrackerError::Nonsense("no interval"))?;
+    let least = number(&answer, b"min interval").unwrap_or(0);
     match get(&answer, b"peers") {
-        Some(BencodeValueBorrowed::Bytes(compact)) => peers.add_compact_v4(compact.0),
-        Some(BencodeValueBorrowed::List(list)) => {
+        Some(Value::Bytes(compact)) => peers.add_compact_v4(compact.0),
+        Some(Value::List(list)) => {
             list.iter()
                 .filter_map(peer)
                 .for_each(|peer| peers.add(peer));
         }
         _ => {}
     }
-    if let Some(BencodeValueBorrowed::Bytes(compact)) = get(&answer, b"peers6") {
-        peers.add_compact_v6(compact.0);
+    if let Some(compact) = bytes(&answer, b"peers6") {
+        peers.add_compact_v6(compact);
     }
     Ok(Response {
         interval: interval(wanted.max(least)),
@@ -119,22 +113,8 @@ fn read(body: &[u8], mut peers: Peers<'_>) -> Result<Response, TrackerError> {
 }
 
 /// Returns the peer that a dictionary names by a literal; names are not resolved.
-fn peer(peer: &BencodeValueBorrowed<'_>) -> Option<SocketAddr> {
-    let (BencodeValueBorrowed::Bytes(ip), BencodeValueBorrowed::Integer(port)) =
-        (get(peer, b"ip")?, get(peer, b"port")?)
-    else {
-        return None;
-    };
-    let ip: IpAddr = std::str::from_utf8(ip.0).ok()?.parse().ok()?;
-    Some(SocketAddr::new(ip, u16::try_from(*port).ok()?))
-}
-
-fn get<'a, 'b>(
-    value: &'a BencodeValueBorrowed<'b>,
-    key: &'static [u8],
-) -> Option<&'a BencodeValueBorrowed<'b>> {
-    match value {
-        BencodeValueBorrowed::Dict(dictionary) => dictionary.get(&ByteBuf(key)),
-        _ => None,
-    }
+fn peer(peer: &Value<'_>) -> Option<SocketAddr> {
+    let ip = std::str::from_utf8(bytes(peer, b"ip")?).ok()?;
+    let ip: IpAddr = ip.parse().ok()?;
+    Some(SocketAddr::new(ip, number(peer, b"port")?))
 }

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use librqbit_bencode::{BencodeDeserializer, BencodeValueBorrowed, ByteBuf};
 use librqbit_peer_protocol::{Handshake, Message as Known};
-use serde::{Deserialize as _, Serialize};
+use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
+use crate::net::bencode::{self, get, number};
 use crate::torrent::{CLIENT, HANDSHAKE_BYTES};
 
 /// The most bytes that one request may want. 16 KiB is usual, some ask for more.
@@ -151,44 +151,22 @@ fn request(body: &[u8]) -> Result<Request, WireError> {
     })
 }
 
-fn dictionary(body: &[u8]) -> Option<BencodeValueBorrowed<'_>> {
-    let mut deserializer = BencodeDeserializer::new_from_buf(body).with_max_depth(DEPTH_MAX);
-    BencodeValueBorrowed::deserialize(&mut deserializer).ok()
-}
-
-fn get<'a, 'b>(
-    value: &'a BencodeValueBorrowed<'b>,
-    key: &'static [u8],
-) -> Option<&'a BencodeValueBorrowed<'b>> {
-    match value {
-        BencodeValueBorrowed::Dict(dictionary) => dictionary.get(&ByteBuf(key)),
-        _ => None,
+fn extensions(body: &[u8]) -> Message {
+    let value = bencode::read(body, DEPTH_MAX);
+    let metadata = value
+        .as_ref()
+        .and_then(|value| number(get(value, b"m")?, b"ut_metadata"));
+    Message::Extensions {
+        // 0 takes an extension back.
+        metadata: metadata.filter(|number| *number != 0),
     }
 }
 
-fn extensions(body: &[u8]) -> Message {
-    let value = dictionary(body);
-    let number = value
-        .as_ref()
-        .and_then(|value| get(get(value, b"m")?, b"ut_metadata"));
-    let metadata = match number {
-        // 0 takes an extension back.
-        Some(BencodeValueBorrowed::Integer(number)) => {
-            u8::try_from(*number).ok().filter(|number| *number != 0)
-        }
-        _ => None,
-    };
-    Message::Extensions { metadata }
-}
-
 fn metadata(body: &[u8]) -> Message {
-    let value = dictionary(body);
-    let integer = |key| match get(value.as_ref()?, key)? {
-        BencodeValueBorrowed::Integer(number) => u32::try_from(*number).ok(),
-        _ => None,
-    };
+    let value = bencode::read(body, DEPTH_MAX);
+    let number = |key| number::<u32>(value.as_ref()?, key);
     // 0 is a request; 1 and 2, data and a refusal, answer nothing of ours.
-    match (integer(b"msg_type"), integer(b"piece")) {
+    match (number(b"msg_type"), number(b"piece")) {
         (Some(0), Some(piece)) => Message::Metadata { piece },
         _ => Message::Other,
     }
