@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::PublishError;
 use super::beneath::Beneath;
-use super::build::{Task, build, judged};
+use super::build::{Built, Task, build, judged};
 use super::change::Change;
 use super::draft::{Draft, Made, Wish};
 use super::journal::Journal;
@@ -23,7 +23,7 @@ use super::known::{Known, known, known_index};
 use super::options::{JobId, Options};
 use super::progress::{Progress, Step};
 use super::reuse::{Base, NewRecord};
-use super::sink::{Keeping, Nowhere};
+use super::sink::{Keeping, Nowhere, Sink};
 use super::tar::{Unpacked, unpack};
 use crate::block::Digest;
 use crate::manifest::{
@@ -315,21 +315,9 @@ impl Publisher {
             .await?;
         let publisher = Arc::clone(self);
         let done = blocking(progress, move |progress| {
-            let temporary = publisher.state.journal();
-            let base = publisher.base(&options);
-            let beneath = publisher.beneath(&options, beneath.as_ref())?;
-            let task = Task {
-                beneath: beneath.as_ref(),
-                options: &options,
-                homes: &publisher.homes,
-                temporary,
-                sink: &Nowhere(Some(&publisher.store)),
-                base: base.as_ref(),
-                records: None,
-                now: (publisher.clock)(),
-                progress,
-            };
-            let built = build(directory, &task)?;
+            let sink = Nowhere(Some(&publisher.store));
+            let beneath = beneath.as_ref();
+            let built = publisher.read(directory, &options, beneath, &sink, None, progress)?;
             let unread = progress.now().files_known;
             let summary = Made::new(&built, options, unread)?.summary(&known)?;
             Ok(Rehearsal {
@@ -359,6 +347,32 @@ impl Publisher {
         found.check_not_withdrawn(&package)?;
         let manifest = found.manifest;
         Ok(Some(manifest.ok_or(PublishError::NoVersion(package))?))
+    }
+
+    /// Reads a tree into `sink`, on top of what was found beneath it. Blocking.
+    fn read(
+        &self,
+        directory: OwnedFd,
+        options: &Options,
+        beneath: Option<&TrustedManifest>,
+        sink: &dyn Sink,
+        records: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<Built, PublishError> {
+        let base = self.base(options);
+        let beneath = self.beneath(options, beneath)?;
+        let task = Task {
+            options,
+            homes: &self.homes,
+            temporary: self.state.journal(),
+            sink,
+            base: base.as_ref(),
+            beneath: beneath.as_ref(),
+            records,
+            now: (self.clock)(),
+            progress,
+        };
+        build(directory, &task)
     }
 
     /// Opens the version that was found for a tree. Blocking.
@@ -429,26 +443,14 @@ impl Publisher {
         let publisher = Arc::clone(self);
         let after = Arc::clone(&progress);
         let done = blocking(progress, move |progress| {
-            let temporary = publisher.state.journal();
-            let kept = Kept::new(Arc::clone(&publisher.store), temporary)?;
+            let kept = Kept::new(Arc::clone(&publisher.store), publisher.state.journal())?;
             let sink = Keeping {
                 store: &publisher.store,
                 kept: &kept,
             };
-            let base = publisher.base(&options);
-            let beneath = publisher.beneath(&options, beneath.as_ref())?;
-            let task = Task {
-                beneath: beneath.as_ref(),
-                options: &options,
-                homes: &publisher.homes,
-                temporary,
-                sink: &sink,
-                base: base.as_ref(),
-                records: (!options.passing).then(|| publisher.state.ingested()),
-                now: (publisher.clock)(),
-                progress,
-            };
-            let built = build(directory, &task)?;
+            let beneath = beneath.as_ref();
+            let records = (!options.passing).then(|| publisher.state.ingested());
+            let built = publisher.read(directory, &options, beneath, &sink, records, progress)?;
             let unread = progress.now().files_known;
             let (sums, seed) = (built.sums()?.map(Bytes::from), options.seed);
             let made = Made::new(&built, options, unread)?;
