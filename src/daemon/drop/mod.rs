@@ -5,6 +5,7 @@
 //! key and the tasks. An event may be lost: everything is looked at again from time to time.
 
 mod commit;
+mod memory;
 mod settings;
 mod watch;
 mod work;
@@ -22,8 +23,7 @@ use tokio::task::JoinSet;
 
 use super::Home;
 use crate::config::PublishSection;
-use crate::durable;
-use crate::manifest::{Timestamp, Version};
+use crate::manifest::Timestamp;
 use crate::publish::Progress;
 use crate::publish::drop::{
     Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Remembered,
@@ -46,8 +46,7 @@ const PUBLISHES_MAX: usize = 4;
 /// How many entries are looked at at a time.
 const LOOKS_MAX: usize = 2;
 
-/// The most entries that are remembered for the next process, and that a status shows.
-const REMEMBERED_MAX: usize = 10_000;
+/// The most entries that a status shows.
 const SHOWN_MAX: usize = 1000;
 
 /// How many versions a status shows whose directories are cleared away.
@@ -192,8 +191,7 @@ impl Dropping {
         let place =
             DropDirectory::open(&path, group, temporary).map_err(|error| drop_failure(&error))?;
         let remembered_path = state.join(REMEMBERED);
-        let remembered = durable::read_json(&remembered_path)
-            .map_err(|error| Failure::failed(format!("{}: {error}", remembered_path.display())))?;
+        let remembered = memory::read(&remembered_path)?;
         Ok(Dropping {
             real: std::fs::canonicalize(&path).unwrap_or(path),
             place: Arc::new(place),
@@ -208,7 +206,7 @@ impl Dropping {
             recent: Mutex::default(),
             waiting: Mutex::default(),
             problem: Mutex::default(),
-            remembered: Mutex::new(remembered.unwrap_or_default()),
+            remembered: Mutex::new(remembered),
             remembered_path,
             seen_once: AtomicBool::new(false),
         })
@@ -599,90 +597,6 @@ impl Dropping {
             .lock()
             .insert(key.clone(), Arc::clone(&progress));
         progress
-    }
-
-    /// Writes down for the next process what an entry looks like that is done, or that `becomes` a version now.
-    async fn remember(
-        self: &Arc<Self>,
-        key: &Key,
-        fingerprint: Fingerprint,
-        becomes: Option<Version>,
-    ) {
-        let entry = Remembered {
-            fingerprint,
-            mark: self.board.lock().mark(key),
-            becomes,
-        };
-        let key = key.to_string();
-        {
-            let mut remembered = self.remembered.lock();
-            let known = remembered.get(&key);
-            if known == Some(&entry) || (known.is_none() && remembered.len() >= REMEMBERED_MAX) {
-                return;
-            }
-            remembered.insert(key, entry);
-        }
-        self.save_remembered().await;
-    }
-
-    /// Forgets what was written down of an entry.
-    async fn unremember(self: &Arc<Self>, key: &Key) {
-        let known = self.remembered.lock().remove(&key.to_string());
-        if known.is_some() {
-            self.save_remembered().await;
-        }
-    }
-
-    /// Returns the version that an entry was about to become when it looked like this.
-    fn becomes(&self, key: &Key, fingerprint: Fingerprint) -> Option<Version> {
-        let remembered = self.remembered.lock();
-        let known = remembered.get(&key.to_string())?;
-        let becomes = known.becomes.as_ref();
-        becomes
-            .filter(|_| known.fingerprint == fingerprint)
-            .cloned()
-    }
-
-    /// Forgets what was done and went away while no daemon ran.
-    async fn forget_missing(self: &Arc<Self>, there: &[(Key, Seen)]) {
-        let there: HashSet<String> = there.iter().map(|(key, _)| key.to_string()).collect();
-        let missing: Vec<String> = {
-            let mut remembered = self.remembered.lock();
-            let missing = remembered.keys().filter(|key| !there.contains(*key));
-            let missing = missing.cloned().collect();
-            remembered.retain(|key, _| there.contains(key));
-            missing
-        };
-        if missing.is_empty() {
-            return;
-        }
-        self.save_remembered().await;
-        let dropping = Arc::clone(self);
-        let removed = tokio::task::spawn_blocking(move || {
-            let keys = missing
-                .iter()
-                .filter_map(|key| Key::from_path(key.as_bytes()));
-            for key in keys {
-                let _turn = dropping.writing.lock();
-                let written = dropping.place.status(&key);
-                if written.is_some_and(|written| written.report.word == Word::Refused) {
-                    dropping.place.remove_status(&key);
-                }
-            }
-        });
-        let _ = removed.await;
-    }
-
-    async fn save_remembered(self: &Arc<Self>) {
-        let dropping = Arc::clone(self);
-        let saved = tokio::task::spawn_blocking(move || {
-            // Held while it is written, so that an older one never comes last.
-            let remembered = dropping.remembered.lock();
-            durable::write_json(&dropping.remembered_path, &*remembered)
-        });
-        if let Ok(Err(error)) = saved.await {
-            tracing::warn!(%error, "what is done in the drop directory is looked at again after a restart");
-        }
     }
 
     /// Takes what a configuration that was read again wants; where the directory is stays as it was.

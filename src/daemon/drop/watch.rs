@@ -13,13 +13,10 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::publish::drop::Key;
+use crate::publish::drop::{Key, MOVED_MAX};
 
 /// The most directories that are watched; others are looked at from time to time.
 const WATCHES_MAX: usize = 2048;
-
-/// The most names that are remembered until somebody asks.
-const MOVED_MAX: usize = 4096;
 
 /// What was heard since somebody asked.
 #[derive(Default)]

@@ -137,8 +137,8 @@ pub struct Board {
     settle: Duration,
 }
 
-/// Names that are remembered before they are seen.
-const MOVED_MAX: usize = 4096;
+/// The most names that are remembered before they are seen.
+pub const MOVED_MAX: usize = 4096;
 
 impl Board {
     /// Starts with nothing. An entry that is quiet for `settle` is committed; zero means never.
