@@ -4,24 +4,23 @@
 //! by part, following no symlink, so nothing is written anywhere else whatever the stream says. A member that comes
 //! twice replaces the first, as GNU tar has it. What is not read to its end mark is no archive.
 
-use std::cell::Cell;
+mod stream;
+
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
+use stream::{HEADER_BYTES_MAX, Input, broken, drain};
+
 use super::progress::{Progress, Step};
 use super::{PATH_BYTES_MAX, PublishError};
 use crate::store::Scratch;
-
-/// Bytes of headers before one member: its own, long names, pax records.
-const HEADER_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes that are read and written at once; so many zeros become a hole.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -31,22 +30,6 @@ const RESERVED_AT_ONCE: u64 = 16 << 20;
 
 /// Bytes that a member takes beside its content: its inode and its name.
 const MEMBER_BYTES: u64 = 4096;
-
-/// The end of an archive is padded to this by nearly all programs; it is read, so that they do not write in vain.
-const RECORD_BYTES: u64 = 10240;
-
-/// How often somebody who waits for more looks whether it is still wanted, in milliseconds.
-const LOOK_EVERY_MS: i64 = 200;
-
-/// How compressed streams begin, with what makes a tar stream of them.
-const COMPRESSED: [(&[u8], &str); 6] = [
-    (b"\x1f\x8b", "gzip -dc"),
-    (b"\x28\xb5\x2f\xfd", "zstd -dc"),
-    (b"\xfd7zXZ\0", "xz -dc"),
-    (b"BZh", "bzip2 -dc"),
-    (b"\x04\x22\x4d\x18", "lz4 -dc"),
-    (b"PK\x03\x04", "bsdtar -c @-"),
-];
 
 /// Why a stream is not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -108,20 +91,8 @@ pub(super) fn unpack(
     progress: &Progress,
 ) -> Result<(), PublishError> {
     progress.enter(Step::Unpack);
-    let limits = Rc::new(Limits::default());
-    let mut input = Input {
-        file: File::from(stream),
-        limits: Rc::clone(&limits),
-        progress,
-        begin: Vec::new(),
-    };
-    input.look().map_err(|error| broken(&error, progress))?;
-    if let Some((_, program)) = COMPRESSED
-        .iter()
-        .find(|(magic, _)| input.begin.starts_with(magic))
-    {
-        return Err(TarError::Compressed { program }.into());
-    }
+    let input = Input::open(stream, progress)?;
+    let limits = Rc::clone(&input.limits);
     let mut archive = Archive::new(BufReader::with_capacity(BUFFER_BYTES, input));
     let mut tree = Tree::new(scratch)?;
     limits.headers();
@@ -134,141 +105,12 @@ pub(super) fn unpack(
         tree.member(&mut entry, progress)?;
         limits.headers();
     }
-    if limits.ended.get() {
+    if limits.ended() {
         return Err(TarError::Truncated.into());
     }
     tree.finish()?;
     drain(archive.into_inner());
     Ok(())
-}
-
-/// Reads the padding after the end mark.
-fn drain(mut rest: BufReader<Input<'_>>) {
-    rest.get_ref().limits.content();
-    let mut buffer = [0; 512];
-    loop {
-        let read = rest.get_ref().limits.read.get() - rest.buffer().len() as u64;
-        let left = read.next_multiple_of(RECORD_BYTES) - read;
-        let part = left.min(buffer.len() as u64);
-        // At most 512.
-        match usize::try_from(part).map(|part| rest.read(&mut buffer[..part])) {
-            Ok(Ok(count)) if count > 0 => {}
-            _ => return,
-        }
-    }
-}
-
-fn broken(error: &io::Error, progress: &Progress) -> PublishError {
-    if progress.is_cancelled() {
-        return PublishError::Cancelled;
-    }
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => TarError::Truncated.into(),
-        _ => TarError::Damaged(error.to_string()).into(),
-    }
-}
-
-/// What is read of the stream, shared with who reads it.
-#[derive(Default)]
-struct Limits {
-    /// Bytes read in all.
-    read: Cell<u64>,
-    /// How many may be read before the next member; none while its content is.
-    left: Cell<Option<u64>>,
-    /// There is no more.
-    ended: Cell<bool>,
-}
-
-impl Limits {
-    fn headers(&self) {
-        self.left
-            .set(Some(HEADER_BYTES_MAX + 2 * BUFFER_BYTES as u64));
-    }
-
-    fn content(&self) {
-        self.left.set(None);
-    }
-
-    fn judge(&self, error: &io::Error, progress: &Progress) -> PublishError {
-        if self.ended.get() && !progress.is_cancelled() {
-            return TarError::Truncated.into();
-        }
-        broken(error, progress)
-    }
-}
-
-/// The stream, waited for no longer than it is wanted.
-struct Input<'a> {
-    file: File,
-    limits: Rc<Limits>,
-    progress: &'a Progress,
-    /// What was looked at already.
-    begin: Vec<u8>,
-}
-
-impl Input<'_> {
-    /// Looks how the stream begins.
-    fn look(&mut self) -> io::Result<()> {
-        let most = COMPRESSED.iter().map(|(magic, _)| magic.len()).max();
-        let mut begin = vec![0; most.unwrap_or(0)];
-        let mut filled = 0;
-        while filled < begin.len() {
-            match self.next(&mut begin[filled..])? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        begin.truncate(filled);
-        self.begin = begin;
-        Ok(())
-    }
-
-    fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let every = Timespec {
-            tv_sec: 0,
-            tv_nsec: LOOK_EVERY_MS * 1_000_000,
-        };
-        loop {
-            if self.progress.is_cancelled() {
-                return Err(io::Error::other("cancelled"));
-            }
-            let mut waiting = [PollFd::new(&self.file, PollFlags::IN)];
-            match rustix::event::poll(&mut waiting, Some(&every)) {
-                Ok(0) | Err(Errno::INTR) => continue,
-                Ok(_) => {}
-                Err(error) => return Err(error.into()),
-            }
-            match self.file.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                outcome => return outcome,
-            }
-        }
-    }
-}
-
-impl Read for Input<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = if self.begin.is_empty() {
-            self.next(buffer)?
-        } else {
-            let count = buffer.len().min(self.begin.len());
-            buffer[..count].copy_from_slice(&self.begin[..count]);
-            self.begin.drain(..count);
-            count
-        };
-        let limits = &self.limits;
-        limits.ended.set(count == 0 && !buffer.is_empty());
-        limits.read.set(limits.read.get() + count as u64);
-        if let Some(left) = limits.left.get() {
-            let left = left.checked_sub(count as u64);
-            limits.left.set(left);
-            if left.is_none() {
-                return Err(io::Error::other("a header of more than 1 MiB"));
-            }
-        }
-        Ok(count)
-    }
 }
 
 /// The tree that is being written.
