@@ -66,6 +66,10 @@ pub(crate) struct Task<'a> {
     pub(crate) progress: &'a Progress,
 }
 
+/// How large, holes included, a tree may be that somebody else put there: so many times the quota. With the default of
+/// 20 GiB that is 1.25 TiB, whose zeros are hashed for the torrent in about half an hour.
+pub(crate) const GUARDED_QUOTAS_MAX: u64 = 64;
+
 /// Returns by which rules the content of files is judged; 0 for none.
 pub(crate) fn judged(options: &Options) -> u32 {
     if options.allow.secrets {
@@ -127,6 +131,9 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     if walked.refusals.is_empty() {
         let new = walked.dense.saturating_sub(matched.dense);
         check_room(sink, new, catalog_bytes)?;
+        if options.guard.is_some() {
+            check_holes(sink, walked.bytes)?;
+        }
     }
     // Also when refused already: then nothing comes of it, and no case is a case of its own.
     let begun = torrent::begin(&options.package.tree_name(), &mut walked.catalog)?;
@@ -210,6 +217,22 @@ fn check_room(sink: &dyn Sink, dense: u64, catalog_bytes: u64) -> Result<(), Pub
             room: free,
             quota: room.quota,
             held: room.held,
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a tree of others that is nearly nothing but holes: they take no room, but hashing them takes its time.
+fn check_holes(sink: &dyn Sink, bytes: u64) -> Result<(), PublishError> {
+    let Some(room) = sink.room() else {
+        return Ok(());
+    };
+    let most = room.quota.saturating_mul(GUARDED_QUOTAS_MAX);
+    if bytes > most {
+        return Err(PublishError::Holes {
+            bytes,
+            most,
+            quota: room.quota,
         });
     }
     Ok(())

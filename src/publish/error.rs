@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::build::GUARDED_QUOTAS_MAX;
 use super::change::REASON_BYTES_MAX;
 use super::options::JobId;
 use super::refusal::Refusals;
@@ -60,6 +61,18 @@ pub enum PublishError {
         quota: u64,
         /// What is pinned, installed or published here.
         held: u64,
+    },
+    /// Its files are mostly holes.
+    #[error(
+        "the files have {bytes} bytes with their holes, but at most {most} are taken from a drop directory: {GUARDED_QUOTAS_MAX} times the store's quota of {quota}"
+    )]
+    Holes {
+        /// The sum of the sizes.
+        bytes: u64,
+        /// The most.
+        most: u64,
+        /// The store's quota.
+        quota: u64,
     },
     /// It is to be seeded, and has no torrent.
     #[error("no torrent is offered: {0}")]
@@ -196,6 +209,9 @@ impl PublishError {
             PublishError::Refused(refusals) => refusals.hints().collect::<Vec<_>>().join("; "),
             PublishError::Quota { .. } | PublishError::Store(StoreError::Full { .. }) => {
                 "raise [store] quota, or unpin and remove versions".to_owned()
+            }
+            PublishError::Holes { .. } => {
+                "take the sparse files out, raise [store] quota, or publish it by hand".to_owned()
             }
             PublishError::NothingBeneath(_) => "publish without --update".to_owned(),
             PublishError::NotHere(package) | PublishError::NotWhole(package) => {

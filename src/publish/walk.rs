@@ -79,6 +79,8 @@ pub(crate) struct Walked {
     pub(crate) files: SpoolReader,
     /// Bytes that have to be stored at most: the files' sizes without their holes.
     pub(crate) dense: u64,
+    /// The files' sizes, holes included.
+    pub(crate) bytes: u64,
     /// Names in the root that are instructions, not content.
     pub(crate) instructions: Vec<String>,
     pub(crate) refusals: Refusals,
@@ -152,6 +154,7 @@ pub(crate) fn walk(
         catalog,
         files: walk.files.finish()?,
         dense: walk.dense,
+        bytes: walk.bytes,
         instructions: walk.instructions,
         refusals: walk.refusals,
     })

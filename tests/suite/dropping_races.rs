@@ -74,3 +74,18 @@ fn a_next_that_cannot_be_is_refused() {
     assert!(status.contains("its number cannot grow"), "{status}");
     assert!(status.contains("what to do: name the version"), "{status}");
 }
+
+#[test]
+fn a_drop_of_nothing_but_holes_is_refused_with_the_arithmetic() {
+    let drops = Drops::new("\n[store]\nquota = \"64MiB\"\n");
+    let tree = drops.stage("sparse");
+    for (name, len) in [("one", 4_u64 << 30), ("other", 1)] {
+        let file = fs::File::create(tree.join(name)).unwrap();
+        file.set_len(len).unwrap();
+    }
+    drops.commit("sparse", "ok/sparse@1.0.0");
+    let status = drops.ended("ok/sparse@1.0.0");
+    assert!(status.starts_with("refused "), "{status}");
+    assert!(status.contains("at most 4294967296 are taken"), "{status}");
+    assert!(status.contains("take the sparse files out"), "{status}");
+}

@@ -6,6 +6,7 @@
 
 mod commit;
 mod memory;
+mod scan;
 mod settings;
 mod watch;
 mod work;
@@ -13,7 +14,7 @@ mod work;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -26,8 +27,8 @@ use crate::config::PublishSection;
 use crate::manifest::Timestamp;
 use crate::publish::Progress;
 use crate::publish::drop::{
-    Board, DropDirectory, Ending, Entry, Fingerprint, Found, Key, NameTrouble, Phase, Remembered,
-    Report, Seen, Word, Written,
+    Board, DropDirectory, Ending, Entry, Fingerprint, Key, NameTrouble, Phase, Remembered, Report,
+    Word,
 };
 use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
 
@@ -81,7 +82,7 @@ pub(super) struct Dropping {
     problem: Mutex<Option<String>>,
     remembered: Mutex<BTreeMap<String, Remembered>>,
     remembered_path: PathBuf,
-    /// Whether this process has looked at the directory.
+    /// Whether this process has looked at all of the directory.
     seen_once: AtomicBool,
 }
 
@@ -334,132 +335,6 @@ impl Dropping {
         taken
     }
 
-    /// Reads what an earlier process said of an entry.
-    async fn written(&self, key: &Key) -> Option<Written> {
-        let (place, key) = (Arc::clone(&self.place), key.clone());
-        let read = tokio::task::spawn_blocking(move || place.status(&key));
-        read.await.ok().flatten()
-    }
-
-    /// Looks at what lies in the directory. Returns whether to look again soon.
-    async fn scan(
-        self: &Arc<Self>,
-        mut watch: Watch,
-        bad: &mut BTreeMap<Key, NameTrouble>,
-    ) -> (bool, Watch) {
-        let now = Instant::now();
-        {
-            let mut board = self.board.lock();
-            for key in self.heard.take() {
-                board.moved_in(key, now);
-            }
-        }
-        let dropping = Arc::clone(self);
-        let listed = tokio::task::spawn_blocking(move || {
-            let listed = dropping.place.list();
-            let mut again = false;
-            if let Ok(listed) = &listed {
-                let root = (dropping.real.clone(), listed.inode);
-                let scopes = listed
-                    .scopes
-                    .iter()
-                    .map(|(scope, inode)| (dropping.real.join(scope), *inode));
-                let entries = listed.entries.iter().filter(|found| found.directory);
-                let entries =
-                    entries.map(|found| (dropping.real.join(found.key.path()), found.inode));
-                again = watch.set([root].into_iter().chain(scopes).chain(entries));
-            }
-            (listed, again, watch)
-        });
-        let Ok((listed, again, watch)) = listed.await else {
-            // Only when the process ends.
-            return (false, Watch::new(&self.real, &self.heard));
-        };
-        let listed = match listed {
-            Ok(listed) => {
-                let more = listed
-                    .more
-                    .then(|| "the drop directory holds more than is looked at".to_owned());
-                self.set_problem(more);
-                listed
-            }
-            Err(error) => {
-                self.set_problem(Some(error.to_string()));
-                return (false, watch);
-            }
-        };
-        let mut entries = Vec::new();
-        let mut bad_now = BTreeMap::new();
-        let whole = !listed.more;
-        for found in listed.entries {
-            match judge(&found) {
-                Ok(package) => {
-                    let remembered = found.key.to_string();
-                    let remembered = self.remembered.lock().get(&remembered).cloned();
-                    let seen = Seen {
-                        inode: found.inode,
-                        mark: found.mark,
-                        moved_in: found.moved_in,
-                        package: Some(package),
-                        remembered,
-                    };
-                    entries.push((found.key, seen));
-                }
-                // Removed once it is seen to be gone.
-                Err(trouble) => {
-                    bad_now.insert(found.key, trouble);
-                }
-            }
-        }
-        if whole {
-            self.forget_missing(&entries).await;
-        }
-        let first = !self.seen_once.swap(true, Ordering::Relaxed);
-        let (new, gone) = self.board.lock().found(entries, now);
-        for key in new {
-            let phase = self.board.lock().phase(&key);
-            let written = if first {
-                self.written(&key).await
-            } else {
-                None
-            };
-            match (phase, written) {
-                // An earlier process died over it; whoever committed it does not do so twice.
-                (Some(Phase::Arriving), Some(written))
-                    if written.is_under_way() && !written.changed =>
-                {
-                    self.board.lock().go_on(&key, now);
-                }
-                (Some(Phase::Arriving), _) => {
-                    self.tell(&key, self.arriving()).await;
-                }
-                // Said already, in its status.
-                (Some(Phase::Done), Some(Written { report, at, .. })) => {
-                    self.told.lock().insert(key, Told { report, at });
-                }
-                _ => {}
-            }
-        }
-        for (key, _) in gone {
-            self.forget(&key).await;
-        }
-        for (key, trouble) in &bad_now {
-            if bad.get(key) != Some(trouble) {
-                tracing::warn!(entry = %key, %trouble, "refused in the drop directory");
-                let lines = vec![
-                    format!("- {trouble}"),
-                    format!("  what to do: {}", trouble.hint()),
-                ];
-                self.tell(key, Report::new(Word::Refused, lines)).await;
-            }
-        }
-        for key in bad.keys().filter(|key| !bad_now.contains_key(key)) {
-            self.forget(key).await;
-        }
-        *bad = bad_now;
-        (again, watch)
-    }
-
     fn set_problem(&self, problem: Option<String>) {
         let mut known = self.problem.lock();
         if *known != problem {
@@ -645,12 +520,4 @@ impl Dropping {
 
 fn went_away(key: &Key) -> Failure {
     Failure::failed(format!("{key} went away")).hint("drop it again")
-}
-
-/// Returns the package that an entry wants to be.
-fn judge(found: &Found) -> Result<crate::manifest::PackageName, NameTrouble> {
-    if !found.directory {
-        return Err(NameTrouble::NotADirectory);
-    }
-    Ok(found.key.wanted()?.name)
 }

@@ -137,6 +137,9 @@ pub struct Board {
     settle: Duration,
 }
 
+/// The most entries that are known.
+pub const ENTRIES_MAX: usize = 10_000;
+
 /// The most names that are remembered before they are seen.
 pub const MOVED_MAX: usize = 4096;
 
@@ -156,19 +159,23 @@ impl Board {
         self.settle = settle;
     }
 
-    /// Takes what is in the directory; returns what is new, and what is gone with its last phase.
+    /// Takes what is in the directory, as far as it is `listed`, and which others of the known are there; returns what is
+    /// new, and what is gone with its last phase.
     pub fn found(
         &mut self,
         listed: Vec<(Key, Seen)>,
+        mut there: BTreeSet<Key>,
         now: Instant,
     ) -> (Vec<Key>, Vec<(Key, Phase)>) {
-        let mut there = BTreeSet::new();
         let mut new = Vec::new();
         let mut later = HashSet::new();
         for (key, seen) in listed {
             there.insert(key.clone());
             let moved = self.moved.remove(&key);
+            let full = self.entries.len() >= ENTRIES_MAX;
             match self.entries.get_mut(&key) {
+                // It is new when there is room.
+                None if full => continue,
                 // Another one came in the place of one that is being published: it is judged when that has ended.
                 Some(entry) if entry.phase == Phase::Publishing && entry.inode != seen.inode => {
                     if moved {

@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use super::board::ENTRIES_MAX;
 use super::inventory::{Inventory, Step, order, walk, writer};
-use super::place::{DropDirectory, ENTRIES_MAX, Entry, OWN, below, shown, visible};
+use super::place::{DropDirectory, Entry, OWN, below, shown, visible};
 use super::rights::{PRIVATE, SHARED};
 use crate::publish::disk::{self, Disk, FileKind, Stat};
 

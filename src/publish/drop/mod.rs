@@ -23,7 +23,7 @@ mod rights;
 mod standing;
 mod status;
 
-pub use board::{Board, Ending, MOVED_MAX, Mark, Phase, Remembered, Seen};
+pub use board::{Board, ENTRIES_MAX, Ending, MOVED_MAX, Mark, Phase, Remembered, Seen};
 pub use clear::{After, Cleared};
 pub use error::DropError;
 pub use instructions::{Bump, InstructionError, Instructions};

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::board::Mark;
+use super::board::{ENTRIES_MAX, Mark};
 use super::error::{DropError, entry_error};
 use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions};
 use super::inventory::{self, Fingerprint, Inventory};
@@ -22,9 +22,6 @@ use super::rights::{make, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
 use crate::publish::disk::{self, Disk, FileKind, Stat};
-
-/// The most entries that are looked at, scopes included.
-pub(super) const ENTRIES_MAX: usize = 10_000;
 
 /// What our own names begin with: statuses being written, directories being removed.
 pub(super) const OWN: &str = ".manifs-";
@@ -285,6 +282,13 @@ impl DropDirectory {
             mtime: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec),
             ctime: (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec),
         })
+    }
+
+    /// Returns the inode of what lies where an entry was; `None` when nothing does.
+    pub fn inode(&self, key: &Key) -> Option<u64> {
+        let parent = self.parent(key).ok()?;
+        let found = disk::stat_in(parent.as_fd(), key.name()).ok()?;
+        Some(found.inode)
     }
 
     /// Opens an entry.
