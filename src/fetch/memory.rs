@@ -6,7 +6,7 @@
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::block::{Block, Digest};
+use crate::block::{Block, BlockRef, Digest};
 
 /// What an entry costs besides its bytes.
 const ENTRY_BYTES: u64 = 192;
@@ -20,7 +20,14 @@ pub(super) struct Memory {
 #[derive(Debug)]
 struct Blocks {
     bytes: u64,
-    by_digest: LruCache<Digest, Block>,
+    by_digest: LruCache<Digest, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    block: Block,
+    /// The last place in which it was wanted.
+    place: BlockRef,
 }
 
 impl Memory {
@@ -35,30 +42,45 @@ impl Memory {
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Block> {
-        self.blocks.lock().by_digest.get(digest).cloned()
+        let mut blocks = self.blocks.lock();
+        Some(blocks.by_digest.get(digest)?.block.clone())
     }
 
-    pub(super) fn put(&self, block: Block) {
+    /// Returns the block that is wanted in a place, and whether it was wanted in another one until now.
+    pub(super) fn get_for(&self, place: &BlockRef) -> Option<(Block, bool)> {
+        let mut blocks = self.blocks.lock();
+        let entry = blocks.by_digest.get_mut(&place.digest)?;
+        // A catalog may claim another length for a digest that it shares with a right one.
+        if entry.block.bytes().len() != place.len() as usize {
+            return None;
+        }
+        let moved = entry.place != *place;
+        entry.place = *place;
+        Some((entry.block.clone(), moved))
+    }
+
+    pub(super) fn put(&self, place: BlockRef, block: Block) {
         let weight = weight(&block);
         if weight > self.bytes_max {
             return;
         }
         let mut blocks = self.blocks.lock();
-        if let Some(old) = blocks.by_digest.put(block.digest(), block) {
-            blocks.bytes -= self::weight(&old);
+        let entry = Entry { place, block };
+        if let Some(old) = blocks.by_digest.put(entry.block.digest(), entry) {
+            blocks.bytes -= self::weight(&old.block);
         }
         blocks.bytes += weight;
         while blocks.bytes > self.bytes_max
             && let Some((_, old)) = blocks.by_digest.pop_lru()
         {
-            blocks.bytes -= self::weight(&old);
+            blocks.bytes -= self::weight(&old.block);
         }
     }
 
     pub(super) fn remove(&self, digest: &Digest) {
         let mut blocks = self.blocks.lock();
         if let Some(old) = blocks.by_digest.pop(digest) {
-            blocks.bytes -= weight(&old);
+            blocks.bytes -= weight(&old.block);
         }
     }
 
@@ -82,6 +104,19 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::block::FileRef;
+
+    fn place(block: &Block) -> BlockRef {
+        let file = FileRef {
+            id: block.digest(),
+            size: block.bytes().len() as u64,
+        };
+        BlockRef {
+            file,
+            index: 0,
+            digest: block.digest(),
+        }
+    }
 
     fn block(seed: u8, len: usize) -> Block {
         Block::seal(Bytes::from(vec![seed; len]))
@@ -92,18 +127,19 @@ mod tests {
         let memory = Memory::new(3 * (1000 + ENTRY_BYTES));
         let [a, b, c, d] = [0, 1, 2, 3].map(|seed| block(seed, 1000));
         for block in [&a, &b, &c] {
-            memory.put(block.clone());
+            memory.put(place(block), block.clone());
         }
         assert!(memory.get(&a.digest()).is_some());
-        memory.put(d.clone());
+        memory.put(place(&d), d.clone());
         assert!(memory.get(&b.digest()).is_none());
         for block in [&a, &c, &d] {
             assert!(memory.get(&block.digest()).is_some());
         }
         assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
-        memory.put(d);
+        memory.put(place(&d), d);
         assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
-        memory.put(block(9, 4000));
+        let large = block(9, 4000);
+        memory.put(place(&large), large);
         assert_eq!(memory.bytes(), 3 * (1000 + ENTRY_BYTES));
         memory.remove(&c.digest());
         memory.remove(&c.digest());

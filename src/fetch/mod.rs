@@ -190,6 +190,16 @@ impl Fetcher {
         loop {
             let flight = inner.join(&want, priority)?;
             if let Some(end) = flight.end(kept).await {
+                if let Ok(block) = &end
+                    && flight.want.block != want.block
+                {
+                    // The flight was for the same bytes in another place, and wrote them there only.
+                    if !kept {
+                        inner.keep_here_too(want.block, block);
+                    } else if !inner.shelf.has(&want.block) {
+                        inner.writer.put(want.block, block.clone()).await;
+                    }
+                }
                 return end;
             }
             // It was a prefetch that found the block in the store; a flight of our own reads it. Not another prefetch.
@@ -202,11 +212,9 @@ impl Fetcher {
 
     /// Returns a block that lies in memory, without waiting for anything.
     pub fn at_hand(&self, block: &BlockRef) -> Option<Block> {
-        // A catalog may claim another length for a digest that it shares with a right one.
-        let len = block.len() as usize;
-        let found = self.inner.memory.get(&block.digest)?;
-        if found.bytes().len() != len {
-            return None;
+        let (found, moved) = self.inner.memory.get_for(block)?;
+        if moved {
+            self.inner.keep_here_too(*block, &found);
         }
         self.inner.counters.memory_hits.add(1);
         Some(found)
@@ -248,6 +256,11 @@ impl Fetcher {
     /// Drops a block from memory, for who has stored it and reads it from there only.
     pub fn release(&self, block: &BlockRef) {
         self.inner.memory.remove(&block.digest);
+    }
+
+    /// Waits until everything that readers have got is in the store, or could not be taken.
+    pub async fn written(&self) {
+        self.inner.writer.written().await;
     }
 
     /// Drops the blocks in memory and the remembered failures; what is under way goes on.
@@ -343,6 +356,14 @@ impl Inner {
         };
         self.tasks.spawn_on(run, &self.runtime);
         Ok(flight)
+    }
+
+    /// Has a block written in one more place, unless it is there. `written` waits for it.
+    fn keep_here_too(&self, place: BlockRef, block: &Block) {
+        if !self.shelf.has(&place) {
+            // Whether the store takes it is seen by the next who looks.
+            drop(self.writer.try_put(place, block.clone()));
+        }
     }
 
     /// Takes a flight out of the list, unless another one has its place.
@@ -468,16 +489,20 @@ impl Landing {
         };
         // What is warmed is not read soon; the memory is for those who read.
         if flight.priority() != Priority::Warm {
-            inner.memory.put(block.clone());
+            inner.memory.put(flight.want.block, block.clone());
         }
         inner.failures.forget(&flight.want.block.digest);
-        flight.set(Stage::Verified(block.clone()));
         let patient = flight.priority() != Priority::Foreground;
-        if !inner
-            .writer
-            .put(flight.want.block, block.clone(), patient)
-            .await
-        {
+        let kept = if patient {
+            flight.set(Stage::Verified(block.clone()));
+            inner.writer.put(flight.want.block, block.clone()).await
+        } else {
+            // In line before the reader goes on, so that `written` waits for all that was read.
+            let kept = inner.writer.try_put(flight.want.block, block.clone());
+            flight.set(Stage::Verified(block.clone()));
+            kept.await
+        };
+        if !kept {
             counters.unstored.add(1);
         }
         flight.set(Stage::Done(block));
@@ -518,8 +543,8 @@ async fn take_offers(inner: Weak<Inner>, mut offers: mpsc::Receiver<Offer>) {
             Some(flight) => flight.give(block),
             None if inner.shelf.has(&place) => {}
             None => {
-                inner.memory.put(block.clone());
-                inner.writer.put(place, block, true).await;
+                inner.memory.put(place, block.clone());
+                inner.writer.put(place, block).await;
             }
         }
     }

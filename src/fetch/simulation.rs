@@ -162,17 +162,23 @@ impl BlockSource for FaultySource {
 
 #[derive(Default)]
 pub(super) struct MemoryShelf {
-    pub(super) blocks: Mutex<HashMap<Digest, Block>>,
+    /// By file and index.
+    pub(super) blocks: Mutex<HashMap<(Digest, u64), Block>>,
     refuses: bool,
 }
 
 impl Shelf for MemoryShelf {
     fn has(&self, block: &BlockRef) -> bool {
-        self.blocks.lock().contains_key(&block.digest)
+        self.blocks
+            .lock()
+            .contains_key(&(block.file.id, block.index))
     }
 
     fn load(&self, block: &BlockRef) -> Option<Block> {
-        self.blocks.lock().get(&block.digest).cloned()
+        self.blocks
+            .lock()
+            .get(&(block.file.id, block.index))
+            .cloned()
     }
 
     fn find(&self, _: &Digest) -> Option<BlockRef> {
@@ -182,7 +188,9 @@ impl Shelf for MemoryShelf {
     fn put(&self, place: &BlockRef, block: &Block) -> bool {
         assert_eq!(place.digest, block.digest());
         if !self.refuses {
-            self.blocks.lock().insert(place.digest, block.clone());
+            self.blocks
+                .lock()
+                .insert((place.file.id, place.index), block.clone());
         }
         !self.refuses
     }
@@ -266,6 +274,60 @@ async fn a_warmed_block_is_in_the_store_when_get_returns() {
     fetcher.set_sources(Vec::new());
     let (_, got) = get_all(&fetcher, &all).await;
     assert!(got.iter().all(Result::is_ok));
+}
+
+/// Wants of `count` equal blocks of one file, and the bytes of one.
+fn equal_blocks(count: u64) -> (Vec<Want>, Bytes) {
+    let bytes = Bytes::from(vec![0; 1 << 20]);
+    let file = FileRef {
+        id: Digest::of(b"a file of zeros"),
+        size: count * crate::block::BLOCK_BYTES,
+    };
+    let block = |index| BlockRef {
+        file,
+        index,
+        digest: Digest::of(&bytes),
+    };
+    let wants = (0..count).map(|index| Want::new(block(index)));
+    (wants.collect(), bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_blocks_are_kept_in_every_place_that_wants_them() {
+    let (wants, bytes) = equal_blocks(8);
+    let source = FaultySource::new("a", Fault::None, MS, &[(wants[0].clone(), bytes)]);
+    for priority in [Priority::Warm, Priority::Foreground] {
+        let shelf = Arc::new(MemoryShelf::default());
+        let fetcher = fetcher(Arc::clone(&shelf), &[Arc::clone(&source)]);
+        let all_there = || wants.iter().all(|want| shelf.has(&want.block));
+        // Those after the first join its flight.
+        let gets = wants[..7]
+            .iter()
+            .map(|want| fetcher.get(want.clone(), priority));
+        let got = join_all(gets).await;
+        assert!(got.iter().all(Result::is_ok));
+        assert_eq!(fetcher.report().flights, 1);
+        // The last one finds the bytes in memory, if they are for readers.
+        fetcher.get(wants[7].clone(), priority).await.unwrap();
+        if priority == Priority::Foreground {
+            assert_eq!(fetcher.report().memory_hits, 1);
+            fetcher.written().await;
+        }
+        assert!(all_there(), "{priority:?}");
+        fetcher.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_has_been_written_when_it_was_waited_for() {
+    let all = blocks(40);
+    let source = FaultySource::new("a", Fault::None, MS, &all);
+    let shelf = Arc::new(MemoryShelf::default());
+    let fetcher = fetcher(Arc::clone(&shelf), &[source]);
+    let (_, got) = get_all(&fetcher, &all).await;
+    assert!(got.iter().all(Result::is_ok));
+    fetcher.written().await;
+    assert!(all.iter().all(|(want, _)| shelf.has(&want.block)));
 }
 
 #[tokio::test(start_paused = true)]

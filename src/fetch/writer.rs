@@ -19,11 +19,15 @@ const BACKLOG_BYTES: u32 = 32 << 20;
 /// Blocks written by one visit to the blocking pool; one visit costs about as much as writing a small file.
 const BATCH_BLOCKS: usize = 64;
 
-struct Job {
-    place: BlockRef,
-    block: Block,
-    kept: oneshot::Sender<bool>,
-    _room: OwnedSemaphorePermit,
+enum Job {
+    Write {
+        place: BlockRef,
+        block: Block,
+        kept: oneshot::Sender<bool>,
+        _room: OwnedSemaphorePermit,
+    },
+    /// Says that everything before it is written.
+    Mark(oneshot::Sender<()>),
 }
 
 pub(super) struct Writer {
@@ -57,7 +61,12 @@ impl Writer {
                 let write = move || {
                     for job in jobs {
                         // Whoever waits for it may have gone.
-                        let _ = job.kept.send(shelf.put(&job.place, &job.block));
+                        match job {
+                            Job::Write {
+                                place, block, kept, ..
+                            } => drop(kept.send(shelf.put(&place, &block))),
+                            Job::Mark(reached) => drop(reached.send(())),
+                        }
                     }
                 };
                 // A panic in the store is a miss later; the waiters see their channels close.
@@ -71,25 +80,58 @@ impl Writer {
         }
     }
 
-    /// Writes a block and returns whether the store kept it. `patient` waits for room, otherwise no room is a no.
-    pub(super) async fn put(&self, place: BlockRef, block: Block, patient: bool) -> bool {
+    /// Writes a block when there is room, and returns whether the store kept it.
+    pub(super) async fn put(&self, place: BlockRef, block: Block) -> bool {
         let room = Arc::clone(&self.room);
-        let bytes = place.len().clamp(1, BACKLOG_BYTES);
-        let room = if patient {
-            room.acquire_many_owned(bytes).await.ok()
-        } else {
-            room.try_acquire_many_owned(bytes).ok()
-        };
-        let Some(room) = room else {
-            return false;
-        };
-        let (kept, answer) = oneshot::channel();
-        let job = Job {
-            place,
-            block,
-            kept,
-            _room: room,
-        };
-        self.jobs.send(job).is_ok() && answer.await.unwrap_or(false)
+        let room = room.acquire_many_owned(permits(&place)).await.ok();
+        self.queue(place, block, room).await
     }
+
+    /// Has a block written if there is room, whether or not somebody waits for the answer: did the store keep it?
+    pub(super) fn try_put(
+        &self,
+        place: BlockRef,
+        block: Block,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let room = Arc::clone(&self.room);
+        let room = room.try_acquire_many_owned(permits(&place)).ok();
+        self.queue(place, block, room)
+    }
+
+    /// Waits until everything that was queued before is written.
+    pub(super) async fn written(&self) {
+        let (reached, answer) = oneshot::channel();
+        if self.jobs.send(Job::Mark(reached)).is_ok() {
+            // An error means that nothing is written any more.
+            let _ = answer.await;
+        }
+    }
+
+    fn queue(
+        &self,
+        place: BlockRef,
+        block: Block,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let queued = room.and_then(|room| {
+            let (kept, answer) = oneshot::channel();
+            let job = Job::Write {
+                place,
+                block,
+                kept,
+                _room: room,
+            };
+            self.jobs.send(job).ok().map(|()| answer)
+        });
+        async move {
+            match queued {
+                Some(answer) => answer.await.unwrap_or(false),
+                None => false,
+            }
+        }
+    }
+}
+
+fn permits(place: &BlockRef) -> u32 {
+    place.len().clamp(1, BACKLOG_BYTES)
 }

@@ -175,6 +175,8 @@ impl Home {
                 files.insert((file.id, file.size));
             }
         }
+        // What was read a moment ago may still be on its way into the store.
+        self.fetcher.written().await;
         for (id, size) in files {
             let file = FileRef { id, size };
             done.kept += u64::from(self.store.is_protected(&file));
