@@ -10,6 +10,7 @@
 
 mod announce;
 mod content;
+mod encryption;
 mod peer;
 mod server;
 #[cfg(test)]
@@ -67,6 +68,8 @@ pub type Open = Box<dyn Fn() -> Option<Arc<dyn Content>> + Send + Sync>;
 /// One torrent that is seeded.
 struct Seed {
     info_hash: [u8; 20],
+    /// By what it is asked for in an encrypted handshake.
+    hidden: [u8; 20],
     /// What it holds, for people.
     name: String,
     open: Open,
@@ -139,6 +142,7 @@ impl Seeds {
         let seed = seeds.entry(info_hash).or_insert_with(|| {
             Arc::new(Seed {
                 info_hash,
+                hidden: encryption::hidden(&info_hash),
                 name: name.to_owned(),
                 open,
                 opened: Mutex::new(None),
@@ -172,6 +176,13 @@ impl Seeds {
 
     fn get(&self, info_hash: &[u8; 20]) -> Option<Arc<Seed>> {
         self.seeds.read().get(info_hash).cloned()
+    }
+
+    /// Returns the torrent that is asked for without being named.
+    fn find_hidden(&self, hidden: &[u8; 20]) -> Option<[u8; 20]> {
+        let seeds = self.seeds.read();
+        let found = seeds.values().find(|seed| seed.hidden == *hidden);
+        found.map(|seed| seed.info_hash)
     }
 
     /// Returns the bytes that were given of a torrent.

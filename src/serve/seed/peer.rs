@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use librqbit_peer_protocol::Message as Known;
+use librqbit_peer_protocol::{Handshake, Message as Known};
 use parking_lot::Mutex;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::content::{Content, Gone, answer, range};
+use super::encryption::{self, Incoming, Outgoing};
 use super::wire::{self, Message, Request, WireError};
 use super::{Seed, Seeds};
 use crate::torrent::handshake;
@@ -42,10 +43,13 @@ const IDLE_MESSAGES_MAX: u64 = 4096;
 const READ_BYTES: usize = 8 << 10;
 
 /// Serves whoever has connected until it leaves, or misbehaves, or the seed is over.
-pub(super) async fn serve(seeds: &Arc<Seeds>, mut stream: TcpStream) -> Result<(), WireError> {
+pub(super) async fn serve(seeds: &Arc<Seeds>, stream: TcpStream) -> Result<(), WireError> {
     let _ = stream.set_nodelay(true);
-    let shaken = timeout(seeds.limits.handshake, wire::read_handshake(&mut stream)).await;
-    let shaken = shaken.map_err(|_| WireError::Slow("no handshake in time"))??;
+    let (read, write) = stream.into_split();
+    let read = BufReader::with_capacity(READ_BYTES, read);
+    let greeted = timeout(seeds.limits.handshake, greet(seeds, read, write)).await;
+    let greeted = greeted.map_err(|_| WireError::Slow("no handshake in time"))?;
+    let (shaken, read, write) = greeted?;
     let seed = seeds.get(&shaken.info_hash.0);
     let seed = seed.ok_or(WireError::Wrong("a torrent that is not seeded here"))?;
     if shaken.peer_id.0 == seeds.peer_id {
@@ -56,9 +60,29 @@ pub(super) async fn serve(seeds: &Arc<Seeds>, mut stream: TcpStream) -> Result<(
     seed.peers.fetch_add(1, Ordering::Relaxed);
     let _leave = Leave(Arc::clone(&seed));
     tokio::select! {
-        ended = talk(seeds, &seed, stream, extended) => ended,
+        ended = talk(seeds, &seed, (read, write), extended) => ended,
         () = over.cancelled() => Ok(()),
     }
+}
+
+/// Takes the handshake, encrypted or not.
+async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    seeds: &Seeds,
+    mut read: R,
+    write: W,
+) -> Result<(Handshake, Incoming<R>, Outgoing<W>), WireError> {
+    let mut begun = [0; wire::PROTOCOL.len()];
+    read.read_exact(&mut begun).await?;
+    let (mut read, write) = if begun == wire::PROTOCOL {
+        (
+            Incoming::plain(begun.to_vec(), read),
+            Outgoing::plain(write),
+        )
+    } else {
+        encryption::accept(&begun, read, write, |hidden| seeds.find_hidden(hidden)).await?
+    };
+    let shaken = wire::read_handshake(&mut read).await?;
+    Ok((shaken, read, write))
 }
 
 struct Leave(Arc<Seed>);
@@ -72,7 +96,7 @@ impl Drop for Leave {
 async fn talk(
     seeds: &Arc<Seeds>,
     seed: &Arc<Seed>,
-    mut stream: TcpStream,
+    (read, mut write): (impl AsyncRead + Unpin, Outgoing<impl AsyncWrite + Unpin>),
     extended: bool,
 ) -> Result<(), WireError> {
     let opened = {
@@ -95,7 +119,7 @@ async fn talk(
     wire::write_full_bitfield(&mut out, u32::try_from(pieces).unwrap_or(u32::MAX));
     // Everybody is served, so that nobody has to wait to be told so.
     wire::write_plain(&mut out, &Known::Unchoke);
-    write_all(&mut stream, &out).await?;
+    write_all(&mut write, &mut out).await?;
     drop(out);
     let connection = Connection {
         seeds,
@@ -105,14 +129,16 @@ async fn talk(
         queue: Queue::default(),
         answered: AtomicU64::new(0),
     };
-    let (read, write) = stream.into_split();
     tokio::select! {
-        ended = connection.read(BufReader::with_capacity(READ_BYTES, read)) => ended,
+        ended = connection.read(read) => ended,
         ended = connection.write(write) => ended,
     }
 }
 
-async fn write_all(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), WireError> {
+async fn write_all(
+    stream: &mut Outgoing<impl AsyncWrite + Unpin>,
+    bytes: &mut [u8],
+) -> Result<(), WireError> {
     let written = timeout(STALL, stream.write_all(bytes)).await;
     Ok(written.map_err(|_| WireError::Slow("takes nothing"))??)
 }
@@ -150,7 +176,7 @@ struct Batch {
 }
 
 impl Connection<'_> {
-    async fn read(&self, mut stream: impl tokio::io::AsyncRead + Unpin) -> Result<(), WireError> {
+    async fn read(&self, mut stream: impl AsyncRead + Unpin) -> Result<(), WireError> {
         let mut buffer = Vec::new();
         let mut idle_messages = 0;
         // Who asks for nothing for so long can come back when it wants something; its place is another's.
@@ -215,7 +241,7 @@ impl Connection<'_> {
     }
 
     /// Writes the answers; the next batch is read while the other end takes the last one.
-    async fn write(&self, mut stream: impl AsyncWrite + Unpin) -> Result<(), WireError> {
+    async fn write(&self, mut stream: Outgoing<impl AsyncWrite + Unpin>) -> Result<(), WireError> {
         let mut ahead = None;
         let mut spare = Vec::new();
         loop {
@@ -229,11 +255,11 @@ impl Connection<'_> {
                 if came.is_err() {
                     let mut out = Vec::new();
                     wire::write_plain(&mut out, &Known::KeepAlive);
-                    write_all(&mut stream, &out).await?;
+                    write_all(&mut stream, &mut out).await?;
                 }
                 continue;
             };
-            let Ok(batch) = made else {
+            let Ok(mut batch) = made else {
                 let reason = "a block of it is not in the store any more, or was damaged";
                 self.seeds.end(&self.seed.info_hash, reason);
                 return Ok(());
@@ -242,7 +268,7 @@ impl Connection<'_> {
                 if let Some(rate) = &self.seeds.rate {
                     rate.pay(batch.out.len() as u64).await;
                 }
-                write_all(&mut stream, &batch.out).await
+                write_all(&mut stream, &mut batch.out).await
             };
             // First, so that a thread reads already while this one sends.
             let next = self.next(std::mem::take(&mut spare));

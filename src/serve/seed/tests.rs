@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::block::{Block, BlockRef, FileRef};
 use crate::store::{MemoryDisk, Options, Verify};
 
-const INFO_HASH: [u8; 20] = *b"an info hash of ours";
+pub(super) const INFO_HASH: [u8; 20] = *b"an info hash of ours";
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// Two blocks of one piece each, the second shorter, with padding between them.
@@ -64,18 +64,18 @@ impl Content for TwoBlocks {
     }
 }
 
-struct Scene {
-    seeds: Arc<Seeds>,
+pub(super) struct Scene {
+    pub(super) seeds: Arc<Seeds>,
     store: Arc<Store>,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     /// All bytes of the torrent.
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     blocks: Vec<BlockRef>,
     over: CancellationToken,
     stop: tokio_util::sync::DropGuard,
 }
 
-async fn scene(limits: Limits, verify: Verify) -> Scene {
+pub(super) async fn scene(limits: Limits, verify: Verify) -> Scene {
     scene_capped(limits, verify, None).await
 }
 
@@ -128,7 +128,7 @@ async fn scene_capped(limits: Limits, verify: Verify, cap: Option<Arc<Rate>>) ->
     }
 }
 
-async fn usual() -> Scene {
+pub(super) async fn usual() -> Scene {
     scene(Limits::default(), Verify::FirstTouch).await
 }
 
@@ -137,19 +137,24 @@ async fn leecher(scene: &Scene) -> TcpStream {
     let mut stream = TcpStream::connect(scene.address).await.unwrap();
     let hello = crate::torrent::handshake(INFO_HASH, [7; 20]);
     stream.write_all(&hello).await.unwrap();
-    let theirs = wire::read_handshake(&mut stream).await.unwrap();
-    assert_eq!(theirs.info_hash.0, INFO_HASH);
-    assert_eq!(theirs.peer_id.0, scene.seeds.peer_id());
-    let extensions = frame(&mut stream).await.unwrap();
-    let text = String::from_utf8_lossy(&extensions).into_owned();
-    assert!(text.contains("13:metadata_sizei20000e"), "{text}");
-    assert_eq!(frame(&mut stream).await.unwrap(), [5, 0xc0]);
-    assert_eq!(frame(&mut stream).await.unwrap(), [1]);
+    read_greeting(&scene.seeds, &mut stream).await;
     stream
 }
 
+/// Reads what the seed begins with.
+pub(super) async fn read_greeting(seeds: &Seeds, stream: &mut (impl AsyncRead + Unpin)) {
+    let theirs = wire::read_handshake(stream).await.unwrap();
+    assert_eq!(theirs.info_hash.0, INFO_HASH);
+    assert_eq!(theirs.peer_id.0, seeds.peer_id());
+    let extensions = frame(stream).await.unwrap();
+    let text = String::from_utf8_lossy(&extensions).into_owned();
+    assert!(text.contains("13:metadata_sizei20000e"), "{text}");
+    assert_eq!(frame(stream).await.unwrap(), [5, 0xc0]);
+    assert_eq!(frame(stream).await.unwrap(), [1]);
+}
+
 /// Returns the next message; none at the end of the connection.
-async fn frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
+async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let length = stream.read_u32().await.ok()?;
     let mut message = vec![0; usize::try_from(length).unwrap()];
     stream.read_exact(&mut message).await.ok()?;
@@ -158,6 +163,12 @@ async fn frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
 
 /// Asks for everything and returns it.
 async fn everything(scene: &Scene, stream: &mut TcpStream) -> Vec<u8> {
+    stream.write_all(&requests(scene)).await.unwrap();
+    answers(scene, stream).await
+}
+
+/// Returns requests for everything.
+pub(super) fn requests(scene: &Scene) -> Vec<u8> {
     let mut requests = Vec::new();
     for piece in 0..2_u32 {
         let start = u64::from(piece) * PIECE_BYTES;
@@ -167,7 +178,11 @@ async fn everything(scene: &Scene, stream: &mut TcpStream) -> Vec<u8> {
             wire::write_request(&mut requests, piece, u32::try_from(begin).unwrap(), length);
         }
     }
-    stream.write_all(&requests).await.unwrap();
+    requests
+}
+
+/// Returns everything, out of the answers to `requests`.
+pub(super) async fn answers(scene: &Scene, stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < scene.bytes.len() {
         let message = frame(stream).await.unwrap();
@@ -266,12 +281,11 @@ async fn what_no_leecher_may_say_ends_its_connection_only() {
         assert_eq!(frame(&mut stream).await, None, "{begin:?}");
     }
     for hello in [
-        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
-        &crate::torrent::handshake([1; 20], [7; 20]),
-        &crate::torrent::handshake(INFO_HASH, scene.seeds.peer_id()),
+        crate::torrent::handshake([1; 20], [7; 20]),
+        crate::torrent::handshake(INFO_HASH, scene.seeds.peer_id()),
     ] {
         let mut stream = TcpStream::connect(scene.address).await.unwrap();
-        stream.write_all(hello).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
     }
     assert_eq!(everything(&scene, &mut honest).await, scene.bytes);

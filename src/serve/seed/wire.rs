@@ -81,17 +81,15 @@ pub(super) enum Message {
     Other,
 }
 
+/// How a handshake begins that is not encrypted.
+pub(super) const PROTOCOL: [u8; 20] = *b"\x13BitTorrent protocol";
+
 /// Reads the handshake of who has just come.
 pub(super) async fn read_handshake(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Handshake, WireError> {
     let mut bytes = [0; HANDSHAKE_BYTES];
-    // Who speaks something else, or the encrypted handshake, is told so by a closed connection without waiting for more.
-    stream.read_exact(&mut bytes[..20]).await?;
-    if bytes[..20] != *b"\x13BitTorrent protocol" {
-        return Err(WireError::Wrong("no BitTorrent handshake"));
-    }
-    stream.read_exact(&mut bytes[20..]).await?;
+    stream.read_exact(&mut bytes).await?;
     let (handshake, _) =
         Handshake::deserialize(&bytes).map_err(|_| WireError::Wrong("no BitTorrent handshake"))?;
     Ok(handshake)
