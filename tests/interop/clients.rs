@@ -421,6 +421,16 @@ pub(crate) struct Aria2 {
 impl Aria2 {
     /// Downloads into `directory` through the torrent's trackers and `trackers`, or seeds what is complete there.
     pub(crate) fn start(torrent: &Path, directory: &Path, trackers: &[&str]) -> Aria2 {
+        Aria2::start_with(torrent, directory, trackers, &[])
+    }
+
+    /// As [`Aria2::start`], with further options.
+    pub(crate) fn start_with(
+        torrent: &Path,
+        directory: &Path,
+        trackers: &[&str],
+        more: &[&str],
+    ) -> Aria2 {
         let port = free_port();
         let process = Process::start("aria2", |dir| {
             let mut command = Command::new("aria2c");
@@ -435,6 +445,7 @@ impl Aria2 {
                 ])
                 .args(["--console-log-level=notice", "--summary-interval=1"])
                 .args(["--bt-tracker-interval=1", "--follow-torrent=mem"])
+                .args(more)
                 .arg(format!("--listen-port={port}"))
                 .arg("--dir")
                 .arg(directory);
@@ -486,15 +497,17 @@ pub(crate) struct Transmission {
 impl Transmission {
     /// Adds the torrent, on loopback: seeds what is complete in `directory`, or downloads from who dials it.
     pub(crate) fn start(torrent: &Path, directory: &Path) -> Transmission {
-        Transmission::start_at(std::rc::Rc::new(Here), "127.0.0.1", torrent, directory)
+        let here = std::rc::Rc::new(Here);
+        Transmission::start_at(here, "127.0.0.1", torrent, directory, false)
     }
 
-    /// As [`Transmission::start`], elsewhere.
+    /// As [`Transmission::start`], elsewhere; it may insist on encryption.
     pub(crate) fn start_at(
         place: std::rc::Rc<dyn Place>,
         ip: &str,
         torrent: &Path,
         directory: &Path,
+        encrypted: bool,
     ) -> Transmission {
         let (port, rpc) = (free_port(), free_port());
         let process = Process::start("transmission", |dir| {
@@ -506,7 +519,7 @@ impl Transmission {
                 "utp-enabled": false,
                 "pex-enabled": false,
                 "port-forwarding-enabled": false,
-                "encryption": 0,
+                "encryption": if encrypted { 2 } else { 0 },
                 "peer-port": port,
                 "rpc-bind-address": "127.0.0.1",
                 "rpc-port": rpc,

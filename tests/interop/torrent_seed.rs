@@ -221,6 +221,29 @@ fn libtorrent_and_aria2_download_from_a_seed() {
 }
 
 #[test]
+fn who_insists_on_encryption_downloads_from_a_seed() {
+    if !installed("who_insists_on_encryption_downloads_from_a_seed") {
+        return;
+    }
+    let scene = Scene::new(&Here, "127.0.0.1", Home::start_daemon);
+    let package = &scene.packages[0];
+    // Plain text after the handshake, RC4 after it, either.
+    for level in [1, 2, 3] {
+        let directory = scene.directory(&format!("libtorrent-{level}"));
+        let settings = serde_json::json!({"out_enc_policy": 0, "allowed_enc_level": level});
+        let more = serde_json::json!({"no_trackers": true, "settings": settings});
+        let what = What::File(&package.torrent);
+        LibTorrent::start_with(&Here, what, &directory, &[scene.seed], &more).wait();
+        scene.assert_came(package, &directory, true);
+    }
+    let aria2 = scene.directory("aria2");
+    let insist = ["--bt-require-crypto=true", "--bt-min-crypto-level=arc4"];
+    let tracker = [scene.tracker.http.as_str()];
+    Aria2::start_with(&package.torrent, &aria2, &tracker, &insist).wait();
+    scene.assert_came(package, &aria2, false);
+}
+
+#[test]
 fn transmission_downloads_from_a_seed() {
     let name = "transmission_downloads_from_a_seed";
     if !installed(name) {
@@ -237,9 +260,13 @@ fn transmission_downloads_from_a_seed() {
     for package in &scene.packages {
         let directory = scene.directory(&package.name);
         let network = Rc::clone(&network);
-        Transmission::start_at(network, "10.77.0.2", &package.torrent, &directory).wait();
+        Transmission::start_at(network, "10.77.0.2", &package.torrent, &directory, false).wait();
         scene.assert_came(package, &directory, false);
     }
+    let encrypted = scene.directory("encrypted");
+    let torrent = &scene.packages[0].torrent;
+    Transmission::start_at(network, "10.77.0.2", torrent, &encrypted, true).wait();
+    scene.assert_came(&scene.packages[0], &encrypted, false);
 }
 
 #[test]
