@@ -50,6 +50,15 @@ impl Pattern {
         }
     }
 
+    /// Returns the scope that all packages of the pattern are in, if there is one.
+    pub fn scope(&self) -> Option<&str> {
+        match self {
+            Pattern::All => None,
+            Pattern::Scope(scope) => Some(scope),
+            Pattern::Name(own) => own.scope(),
+        }
+    }
+
     /// Returns how narrow the pattern is; of the patterns that match one name no two are equally narrow.
     fn rank(&self) -> u8 {
         match self {

@@ -63,6 +63,17 @@ impl Home {
         }
     }
 
+    /// Makes another home with the key and the trust of this one: somebody else who publishes the same packages.
+    pub(crate) fn with_same_key(&self) -> Home {
+        let other = Home::new();
+        std::fs::create_dir(other.path().join("keys")).expect("a directory for keys");
+        for part in ["keys/default.pem", "keys/default.pub.pem", "trust.toml"] {
+            let copied = std::fs::copy(self.path().join(part), other.path().join(part));
+            copied.expect("a key and who trusts it");
+        }
+        other
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }

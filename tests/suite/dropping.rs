@@ -16,9 +16,13 @@ impl Drops {
     fn new(more: &str) -> Drops {
         let home = Home::new();
         home.run(&["keygen"]);
-        home.config(&format!(
-            "[publish]\nnames = [\"*\"]\nsettle = \"0s\"\n{more}"
-        ));
+        let mut settings = String::new();
+        for (key, default) in [("names", "[\"*\"]"), ("settle", "\"0s\"")] {
+            if !more.contains(key) {
+                settings += &format!("{key} = {default}\n");
+            }
+        }
+        home.config(&format!("[publish]\n{settings}{more}"));
         let place = home.path().join("publish");
         let mut drops = Drops { home, place };
         drops.home.start_daemon();
@@ -42,6 +46,19 @@ impl Drops {
             read().starts_with(&begin)
         });
         read()
+    }
+
+    /// Waits until an entry has come to an end, and returns its status.
+    fn ended(&self, entry: &str) -> String {
+        let path = self.place.join(format!("{entry}.status"));
+        let mut status = String::new();
+        self.home
+            .wait_for(&format!("{entry} to come to an end"), |_| {
+                status = fs::read_to_string(&path).unwrap_or_default();
+                let word = status.split(' ').next().unwrap_or_default();
+                ["published", "unchanged", "refused"].contains(&word)
+            });
+        status
     }
 
     fn restart(&mut self) {
@@ -202,6 +219,92 @@ fn what_was_signed_is_announced_when_the_registry_can_be_written_again() {
     home.wait_for("the log", |home| home.logs().contains("is announced now"));
     assert_eq!(home.logs().matches(why).count(), 1, "{}", home.logs());
     home.run(&["verify", "tool@1.0.0", source.path().to_str().unwrap()]);
+}
+
+#[test]
+fn what_was_signed_and_announced_only_by_a_later_try_is_published() {
+    let drops = Drops::new("");
+    let version = drops.home.path().join("registry/packages/tool/1.0.0");
+    fs::create_dir_all(version.join("SHA256SUMS/in-the-way")).unwrap();
+    drops.drop_tree("tool@1.0.0");
+    drops.wait_status("tool@1.0.0", "waiting");
+    fs::remove_dir_all(version.join("SHA256SUMS")).unwrap();
+    let status = drops.ended("tool@1.0.0");
+    assert!(status.starts_with("published "), "{status}");
+    assert!(status.contains("package   tool@1.0.0\n"), "{status}");
+    assert!(!status.contains("nothing was signed"), "{status}");
+    assert!(drops.is_announced("tool"));
+    // The same tree once more is another matter.
+    drops.home.wait_for("it to be cleared away", |_| {
+        !drops.place.join("tool@1.0.0").exists()
+    });
+    fs::remove_file(drops.place.join("tool@1.0.0.status")).unwrap();
+    let copy = drops.home.path().join("copy");
+    let copy = copy.to_str().unwrap();
+    drops.home.run(&["fetch", "tool@1.0.0", "-o", copy]);
+    fs::rename(copy, drops.place.join("tool@1.0.0")).unwrap();
+    fs::write(drops.place.join("tool@1.0.0/.publish"), b"").unwrap();
+    let status = drops.ended("tool@1.0.0");
+    assert!(status.starts_with("unchanged "), "{status}");
+}
+
+#[test]
+fn what_was_renamed_in_while_no_daemon_ran_is_published_when_it_is_quiet() {
+    let mut drops = Drops::new("settle = \"1s\"\n");
+    drops.home.kill_daemon();
+    let hidden = drops.place.join(".tool@1.0.0");
+    tree(&hidden);
+    fs::rename(hidden, drops.place.join("tool@1.0.0")).unwrap();
+    drops.home.start_daemon();
+    let status = drops.ended("tool@1.0.0");
+    assert!(status.starts_with("published "), "{status}");
+}
+
+#[test]
+fn the_scopes_that_are_published_are_there_to_be_dropped_into() {
+    let drops =
+        Drops::new("names = [\"acme/*\", \"acme/tool\", \"other/tool\", \"plain\", \"way/*\"]\n");
+    assert_eq!(names(&drops.place), ["acme", "other", "way"]);
+    let mode = |scope: &str| drops.place.join(scope).metadata().unwrap().mode() & 0o7777;
+    assert_eq!((mode("acme"), mode("other")), (0o700, 0o700));
+    // One that was taken away is made again; what is in the way of one is told of, and nothing else is held up.
+    fs::remove_dir(drops.place.join("way")).unwrap();
+    fs::write(drops.place.join("way"), b"").unwrap();
+    fs::remove_dir(drops.place.join("acme")).unwrap();
+    drops
+        .home
+        .wait_for("the scope", |_| drops.place.join("acme").is_dir());
+    let status = drops.wait_status("way", "refused");
+    assert!(status.contains("it is not a directory"), "{status}");
+    drops.drop_tree("acme/tool@1.0.0");
+    drops.wait_status("acme/tool@1.0.0", "published");
+    let said = drops.home.run(&["status", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["problems"], serde_json::json!([]), "{said}");
+}
+
+#[test]
+fn what_was_refused_and_committed_once_more_stays_committed() {
+    let mut drops = Drops::new("");
+    let bad = drops.place.join("tool@1.0.0");
+    tree(&bad);
+    fs::write(bad.join(".env"), b"TOKEN=1\n").unwrap();
+    fs::write(bad.join(".publish"), b"").unwrap();
+    drops.wait_status("tool@1.0.0", "refused");
+    drops.home.kill_daemon();
+    // As a daemon leaves it that dies over `manifs publish --commit`.
+    let status = drops.place.join("tool@1.0.0.status");
+    fs::write(&status, "committed 2026-01-01T00:00:00Z\n").unwrap();
+    drops.home.start_daemon();
+    drops.wait_status("tool@1.0.0", "refused");
+    // And one that went away meanwhile takes along whatever was not yet true of it.
+    drops.home.kill_daemon();
+    fs::write(&status, "committed 2026-01-01T00:00:00Z\n").unwrap();
+    fs::remove_dir_all(bad).unwrap();
+    drops.home.start_daemon();
+    drops
+        .home
+        .wait_for("the status to go", |_| !status.exists());
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::Duration;
 
 use crate::dropping_stress::Drops;
-use crate::machine::Home;
 
 /// How many directories a tree gets at most while it is published.
 const MADE_MAX: usize = 50_000;
@@ -38,26 +37,76 @@ fn regression_a_tree_that_grows_while_it_is_read_is_not_signed() {
 }
 
 #[test]
-fn regression_next_goes_on_from_a_manifest_that_no_index_lists() {
+fn regression_next_goes_on_from_manifests_that_no_index_lists() {
+    const LEFT: usize = 8;
     let drops = Drops::new("");
-    // Somebody else with this key, who dies between the manifest and the index.
-    let other = Home::new();
-    for part in ["keys/default.pem", "keys/default.pub.pem", "trust.toml"] {
-        fs::create_dir_all(other.path().join("keys")).unwrap();
-        fs::copy(drops.home.path().join(part), other.path().join(part)).unwrap();
-    }
+    // Somebody else with this key, who dies between the manifest and the index, again and again.
+    let other = drops.home.with_same_key();
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), "another").unwrap();
-    other.publish(tree.path(), "ok/tool", "0.1.0");
-    let manifest = "registry/packages/ok/tool/0.1.0/manifest.json";
-    let there = drops.home.path().join(manifest);
-    fs::create_dir_all(there.parent().unwrap()).unwrap();
-    fs::copy(other.path().join(manifest), there).unwrap();
-
+    for patch in 0..LEFT {
+        let version = format!("0.1.{patch}");
+        other.publish(tree.path(), "ok/tool", &version);
+        let manifest = format!("registry/packages/ok/tool/{version}/manifest.json");
+        let there = drops.home.path().join(&manifest);
+        fs::create_dir_all(there.parent().unwrap()).unwrap();
+        fs::copy(other.path().join(manifest), there).unwrap();
+    }
     fs::write(drops.stage("tool").join("file"), "x").unwrap();
     drops.commit("tool", "ok/tool@next");
     let status = drops.ended("ok/tool@next");
-    assert!(status.contains("ok/tool@0.1.1"), "{status}");
+    let version = format!("package   ok/tool@0.1.{LEFT}\n");
+    assert!(status.contains(&version), "{status}");
+}
+
+/// Signs a drop that cannot be announced, and has another publisher announce `theirs` before the next try.
+fn overtaken(entry: &str, theirs: &str) -> (Drops, String) {
+    let mut drops = Drops::new("");
+    let packages = "registry/packages/ok";
+    // Root may write anything, but no file in place of a directory.
+    for version in ["1.0.0", "0.1.0"] {
+        let sums = format!("{packages}/tool/{version}/SHA256SUMS/in-the-way");
+        fs::create_dir_all(drops.home.path().join(sums)).unwrap();
+    }
+    fs::write(drops.stage("tool").join("file"), "ours").unwrap();
+    drops.commit("tool", entry);
+    drops.home.wait_for("it to wait", |_| {
+        let status = drops.status(entry).unwrap_or_default();
+        status.starts_with("waiting ")
+    });
+    drops.home.kill_daemon();
+    let other = drops.home.with_same_key();
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), "theirs").unwrap();
+    other.publish(tree.path(), "ok/tool", theirs);
+    let place = drops.home.path().join(packages).join("tool");
+    fs::remove_dir_all(&place).unwrap();
+    fs::rename(other.path().join(packages).join("tool"), &place).unwrap();
+    drops.home.start_daemon();
+    let status = drops.ended(entry);
+    (drops, status)
+}
+
+#[test]
+fn a_drop_that_was_signed_and_overtaken_is_signed_again() {
+    let (drops, status) = overtaken("ok/tool@1.0.0", "1.1.0");
+    assert!(status.starts_with("published "), "{status}");
+    let both = ["ok/tool@1.0.0", "ok/tool@1.1.0"].map(str::to_owned);
+    assert_eq!(drops.announced(), both.into());
+}
+
+#[test]
+fn a_drop_whose_version_somebody_else_took_says_so() {
+    for (entry, theirs) in [("ok/tool@1.0.0", "1.0.0"), ("ok/tool@next", "0.1.0")] {
+        let (drops, status) = overtaken(entry, theirs);
+        assert!(status.starts_with("refused "), "{status}");
+        assert!(
+            status.contains(&format!("{theirs} exists already")),
+            "{status}"
+        );
+        assert!(status.contains("under a new version"), "{status}");
+        assert!(drops.place.join(entry).join("file").exists());
+    }
 }
 
 #[test]

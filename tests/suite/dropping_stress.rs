@@ -33,11 +33,9 @@ impl Drops {
             "settle = \"0s\"\n"
         };
         let place = home.path().join("drops");
-        // The scope is there before, so that whatever is renamed into it is seen to be.
-        for path in [&place, &place.join("ok")] {
-            fs::create_dir(path).unwrap();
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
-        }
+        // The daemon makes the scope `ok`, so that whatever is renamed into it is seen to be.
+        fs::create_dir(&place).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o700)).unwrap();
         home.config(&format!(
             "[publish]\nnames = [\"ok/*\"]\ndirectory = {place:?}\n{settle}{more}"
         ));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Dropping;
 use crate::durable;
 use crate::manifest::Version;
-use crate::publish::drop::{Fingerprint, Key, Remembered, Seen, Word};
+use crate::publish::drop::{Fingerprint, Key, Remembered, Seen};
 use crate::serve::control::Failure;
 
 /// The most entries that are remembered.
@@ -66,7 +66,7 @@ impl Dropping {
             .cloned()
     }
 
-    /// Forgets what was done and went away while no daemon ran.
+    /// Forgets what went away while no daemon ran. What was published keeps its status.
     pub(super) async fn forget_missing(self: &Arc<Self>, there: &[(Key, Seen)]) {
         let there: HashSet<String> = there.iter().map(|(key, _)| key.to_string()).collect();
         let missing: Vec<String> = {
@@ -88,7 +88,7 @@ impl Dropping {
             for key in keys {
                 let _turn = dropping.writing.lock();
                 let written = dropping.place.status(&key);
-                if written.is_some_and(|written| written.report.word == Word::Refused) {
+                if written.is_some_and(|written| !written.report.word.is_version()) {
                     dropping.place.remove_status(&key);
                 }
             }

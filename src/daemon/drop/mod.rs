@@ -11,7 +11,7 @@ mod settings;
 mod watch;
 mod work;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,11 +24,11 @@ use tokio::task::JoinSet;
 
 use super::Home;
 use crate::config::PublishSection;
-use crate::manifest::Timestamp;
+use crate::manifest::{Pattern, Timestamp};
 use crate::publish::Progress;
 use crate::publish::drop::{
-    Board, DropDirectory, Ending, Entry, Fingerprint, Key, NameTrouble, Phase, Remembered, Report,
-    Word,
+    Board, DropDirectory, DropError, Ending, Entry, Fingerprint, Key, NameTrouble, Phase,
+    Remembered, Report, Word,
 };
 use crate::serve::control::{Committed, DropItem, DropStatus, Failure};
 
@@ -193,6 +193,8 @@ impl Dropping {
             DropDirectory::open(&path, group, temporary).map_err(|error| drop_failure(&error))?;
         let remembered_path = state.join(REMEMBERED);
         let remembered = memory::read(&remembered_path)?;
+        // Before anybody is told that the directory is there; what fails is told by the first look.
+        let _ = make_scopes(&place, &settings);
         Ok(Dropping {
             real: std::fs::canonicalize(&path).unwrap_or(path),
             place: Arc::new(place),
@@ -443,7 +445,7 @@ impl Dropping {
     async fn forget(self: &Arc<Self>, key: &Key) {
         let told = self.told.lock().remove(key);
         self.unremember(key).await;
-        let published = |told: &Told| matches!(told.report.word, Word::Published | Word::Unchanged);
+        let published = |told: &Told| told.report.word.is_version();
         let kept = told.as_ref().is_none_or(published);
         if let Some(told) = told.filter(published) {
             let mut recent = self.recent.lock();
@@ -516,6 +518,14 @@ impl Dropping {
     pub(super) fn problems(&self) -> Vec<String> {
         self.problem.lock().iter().cloned().collect()
     }
+}
+
+/// Makes the directories of the scopes that are published here, so that something can be dropped into them. Blocking.
+fn make_scopes(place: &DropDirectory, settings: &Settings) -> Result<(), DropError> {
+    let scopes: BTreeSet<&str> = settings.names.iter().filter_map(Pattern::scope).collect();
+    scopes
+        .into_iter()
+        .try_for_each(|scope| place.make_scope(scope))
 }
 
 fn went_away(key: &Key) -> Failure {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::watch::Watch;
-use super::{Dropping, Told};
+use super::{Dropping, Told, make_scopes};
 use crate::manifest::PackageName;
 use crate::publish::drop::{
     DropError, ENTRIES_MAX, Found, Key, Listed, NameTrouble, Phase, Report, Seen, Word, Written,
@@ -14,6 +14,8 @@ use crate::publish::drop::{
 
 /// What a look found.
 struct Look {
+    /// Whether the scopes are there.
+    scopes: Result<(), DropError>,
     listed: Result<Listed, DropError>,
     /// What is known and there, and did not fit the listing.
     unlisted: BTreeSet<Key>,
@@ -44,6 +46,7 @@ impl Dropping {
             return (false, Watch::new(&self.real, &self.heard));
         };
         let Look {
+            scopes,
             listed,
             unlisted,
             again,
@@ -55,7 +58,7 @@ impl Dropping {
                 let more = listed.more.then(|| {
                     format!("the drop directory holds more than {count} entries, and the rest is not looked at: take some out")
                 });
-                self.set_problem(more);
+                self.set_problem(more.or_else(|| Some(scopes.err()?.to_string())));
                 listed
             }
             Err(error) => {
@@ -125,6 +128,7 @@ impl Dropping {
 
     /// Lists the directory, and watches what lies in it. Blocking.
     fn look_around(&self, mut watch: Watch, bad: Vec<Key>) -> Look {
+        let scopes = make_scopes(&self.place, &self.settings.load());
         let listed = self.place.list();
         let mut again = false;
         let mut unlisted = BTreeSet::new();
@@ -133,13 +137,14 @@ impl Dropping {
                 unlisted = self.unlisted(listed, bad);
             }
             let root = (self.real.clone(), listed.inode);
-            let scopes = listed.scopes.iter();
-            let scopes = scopes.map(|(scope, inode)| (self.real.join(scope), *inode));
+            let inside = listed.scopes.iter();
+            let inside = inside.map(|(scope, inode)| (self.real.join(scope), *inode));
             let entries = listed.entries.iter().filter(|found| found.directory);
             let entries = entries.map(|found| (self.real.join(found.key.path()), found.inode));
-            again = watch.set([root].into_iter().chain(scopes).chain(entries));
+            again = watch.set([root].into_iter().chain(inside).chain(entries));
         }
         Look {
+            scopes,
             listed,
             unlisted,
             again,
@@ -175,9 +180,12 @@ impl Dropping {
             None
         };
         match (phase, written) {
-            // An earlier process died over it; whoever committed it does not do so twice.
-            (Some(Phase::Arriving), Some(written))
-                if written.is_under_way() && !written.changed =>
+            // An earlier process died over it; whoever committed it does not do so twice. Also one that was refused
+            // before, but not one of which it is known what it has to look like.
+            (Some(Phase::Arriving | Phase::Done), Some(written))
+                if written.is_under_way()
+                    && !written.changed
+                    && !self.board.lock().is_unfinished(&key) =>
             {
                 self.board.lock().go_on(&key, now);
             }

@@ -8,10 +8,10 @@ use super::settings::Settings;
 use super::{Dropping, Waiting};
 use crate::daemon::Home;
 use crate::daemon::mirror::check_mirror;
-use crate::manifest::{PackageVersion, TrustPolicy, Version};
+use crate::manifest::{PackageName, PackageVersion, TrustPolicy, Version};
 use crate::publish::drop::{
-    After, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions, Inventory,
-    Key, NoNext, Report, Standing, Wanted, Word, refusal_lines,
+    After, Bump, Cleared, DropDirectory, DropError, Ending, Entry, Fingerprint, Instructions,
+    Inventory, Key, NoNext, Report, Standing, Wanted, Word, refusal_lines,
 };
 use crate::publish::{Finished, Options, Prepared, Progress, PublishError, Reason, Step, Summary};
 use crate::registry::{Registry, RegistryError};
@@ -290,12 +290,14 @@ async fn publish(
         .clone()
         .or(opened.instructions.version.clone());
     let choose = named.is_none();
+    // What an earlier try had begun to sign for this very tree: it may be there since.
+    let begun = dropping.becomes(opened.entry.key(), opened.inventory.fingerprint());
     if choose {
-        // It may be there since an earlier try, and others may have published after it.
-        named = dropping.becomes(opened.entry.key(), opened.inventory.fingerprint());
+        named.clone_from(&begun);
     }
-    let mut taken = None;
+    let mut taken: Option<PackageVersion> = None;
     let name = &opened.wanted.name;
+    let bump = opened.instructions.bump;
     if opened.refused.is_empty() {
         for directory in &settings.mirrors {
             let checked = check_mirror(directory).await;
@@ -307,10 +309,9 @@ async fn publish(
         let (version, standing) = match &named {
             Some(version) => (version.clone(), None),
             None => {
-                let standing = Standing::of(&home.publisher, name, &registry, &trust).await;
+                let standing = standing(home, name, taken.take(), bump, &registry, &trust).await;
                 let standing = standing.map_err(|error| stop(&error, opened))?;
-                let standing = standing.after(taken.as_ref());
-                let next = standing.next(opened.instructions.bump);
+                let next = standing.next(bump);
                 (
                     next.map_err(|error| no_next(&error, opened))?,
                     Some(standing),
@@ -352,7 +353,7 @@ async fn publish(
             // Somebody took the version that was chosen.
             Err(PublishError::Exists { package, .. }) if choose => {
                 named = None;
-                taken = Some(package.version);
+                taken = Some(package);
                 continue;
             }
             prepared => prepared.map_err(|error| stop(&error, opened))?,
@@ -364,6 +365,7 @@ async fn publish(
             home,
             prepared,
             summary,
+            signed: begun.as_ref() == Some(&version),
         };
         if let Some(version) = standing.as_ref().and_then(|standing| job.equal(standing)) {
             // Not simply done: it may have been signed, and not announced.
@@ -371,14 +373,32 @@ async fn publish(
             continue;
         }
         check_unchanged(opened).await?;
-        // Before there can be a version: whoever finds the directory afterwards knows which one it is.
-        let (key, fingerprint) = (opened.entry.key(), opened.inventory.fingerprint());
-        dropping.remember(key, fingerprint, Some(version)).await;
+        if job.summary.new {
+            // Before there can be a version: whoever finds the directory afterwards knows which one it is.
+            let (key, fingerprint) = (opened.entry.key(), opened.inventory.fingerprint());
+            dropping.remember(key, fingerprint, Some(version)).await;
+        }
         return job.finish(settings, opened, trust, progress).await;
     }
     Err(Stop::Wait(format!(
         "others publish {name} at the same time"
     )))
+}
+
+/// Returns how a package stands, past a version that is taken.
+async fn standing(
+    home: &Arc<Home>,
+    name: &PackageName,
+    taken: Option<PackageVersion>,
+    bump: Bump,
+    registry: &Arc<dyn Registry>,
+    trust: &TrustPolicy,
+) -> Result<Standing, PublishError> {
+    let standing = Standing::of(&home.publisher, name, registry, trust).await?;
+    match taken {
+        None => Ok(standing),
+        Some(taken) => standing.past(taken, bump, &home.publisher, registry).await,
+    }
 }
 
 fn options(settings: &Settings, opened: &Opened, package: PackageVersion) -> Options {
@@ -395,6 +415,8 @@ struct Job<'a> {
     home: &'a Arc<Home>,
     prepared: Prepared,
     summary: Summary,
+    /// Whether an earlier try had signed it for this very tree, and perhaps could not announce it.
+    signed: bool,
 }
 
 impl Drop for Job<'_> {
@@ -450,7 +472,7 @@ impl Job<'_> {
             committed: Committed {
                 manifest: outcome.manifest.to_string(),
                 registry: outcome.registry,
-                unchanged: !outcome.changed,
+                unchanged: !outcome.changed && !self.signed,
                 ..committed(&self.summary)
             },
             mirrors,

@@ -249,6 +249,12 @@ impl Board {
         self.commits.insert(key.clone(), inode);
     }
 
+    /// Returns whether an earlier process had begun to sign for an entry, or to clear it away: what it looks like decides
+    /// whether that is gone on with.
+    pub fn is_unfinished(&self, key: &Key) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.unfinished)
+    }
+
     /// Goes on with an entry that an earlier process had taken for committed.
     pub fn go_on(&mut self, key: &Key, now: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {

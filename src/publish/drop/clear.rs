@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::board::ENTRIES_MAX;
 use super::inventory::{Inventory, Step, order, walk, writer};
 use super::place::{DropDirectory, Entry, OWN, below, shown, visible};
-use super::rights::{PRIVATE, SHARED};
+use super::rights::make_in;
 use crate::publish::disk::{self, Disk, FileKind, Stat};
 
 /// A directory that is being cleared away; something that makes it unique and its old name follow.
@@ -99,20 +99,7 @@ impl DropDirectory {
     /// Opens the directory that what was published is moved to.
     fn published(&self) -> io::Result<OwnedFd> {
         let root = self.root().map_err(io::Error::other)?;
-        let mode = if self.group.is_some() {
-            SHARED
-        } else {
-            PRIVATE
-        };
-        match rustix::fs::mkdirat(root.as_fd(), PUBLISHED, Mode::from_raw_mode(mode.into())) {
-            Err(Errno::EXIST) => {}
-            made => {
-                made?;
-                let opened = below(root.as_fd(), PUBLISHED.as_bytes())?;
-                rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode.into()))?;
-            }
-        }
-        let published = below(root.as_fd(), PUBLISHED.as_bytes())?;
+        let published = make_in(root.as_fd(), PUBLISHED.as_bytes(), self.group.as_ref())?;
         if disk::stat(&published)?.uid != rustix::process::geteuid().as_raw() {
             return Err(io::Error::other(format!(
                 "{PUBLISHED} belongs to somebody else"

@@ -18,7 +18,7 @@ use super::instructions::{INSTRUCTIONS_BYTES_MAX, InstructionError, Instructions
 use super::inventory::{self, Fingerprint, Inventory};
 use super::members::Group;
 use super::name::{Key, STATUS, Wanted};
-use super::rights::{make, open};
+use super::rights::{make, make_in, open};
 use crate::manifest::check_part;
 use crate::publish::Guard;
 use crate::publish::disk::{self, Disk, FileKind, Stat};
@@ -168,6 +168,23 @@ impl DropDirectory {
         let root = self.root()?;
         let scope = key.scope().map_or(&b"."[..], str::as_bytes);
         below(root.as_fd(), scope).map_err(entry_error)
+    }
+
+    /// Makes the directory of a scope, with the rights of the drop directory itself. Whatever has its name already stays.
+    ///
+    /// # Errors
+    /// [`DropError`] of the directory as a whole.
+    pub fn make_scope(&self, scope: &str) -> Result<(), DropError> {
+        let root = self.root()?;
+        match make_in(root.as_fd(), scope.as_bytes(), self.group.as_ref()) {
+            Ok(_) => Ok(()),
+            // In the way is something that no scope can be: it is told of as an entry.
+            Err(_) if disk::stat_in(root.as_fd(), scope.as_bytes()).is_ok() => Ok(()),
+            Err(error) => Err(DropError::Directory {
+                path: self.path.join(scope),
+                error,
+            }),
+        }
     }
 
     /// Lists what lies in it.

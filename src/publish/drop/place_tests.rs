@@ -412,6 +412,30 @@ fn for_a_group_everything_belongs_to_a_member() {
     let place = DropDirectory::open(&path, Some(group.clone()), directory.path()).unwrap();
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o3770);
+    // A scope is as the drop directory, also one that was made before there was a group.
+    fs::create_dir(path.join("old")).unwrap();
+    fs::set_permissions(path.join("old"), fs::Permissions::from_mode(0o700)).unwrap();
+    for scope in ["acme", "acme", "old"] {
+        place.make_scope(scope).unwrap();
+        let made = fs::metadata(path.join(scope)).unwrap();
+        assert_eq!(made.permissions().mode() & 0o7777, 0o3770, "{scope}");
+        assert_eq!(std::os::unix::fs::MetadataExt::gid(&made), group.gid());
+    }
+    // But not one that somebody lets others into, or that is no directory at all.
+    fs::create_dir(path.join("open")).unwrap();
+    fs::set_permissions(path.join("open"), fs::Permissions::from_mode(0o755)).unwrap();
+    place.make_scope("open").unwrap();
+    let mode = fs::metadata(path.join("open"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o755);
+    symlink("acme", path.join("link")).unwrap();
+    place.make_scope("link").unwrap();
+    for scope in ["acme", "old", "open"] {
+        fs::remove_dir(path.join(scope)).unwrap();
+    }
+    fs::remove_file(path.join("link")).unwrap();
     let chown =
         |below: &str, uid| std::os::unix::fs::chown(path.join(below), Some(uid), None).unwrap();
     let key = Key::from_path(b"a@1.0.0").unwrap();

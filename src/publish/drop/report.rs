@@ -43,6 +43,11 @@ impl Word {
         matches!(self, Word::Committed | Word::Publishing | Word::Waiting)
     }
 
+    /// Returns whether it says that there is a version.
+    pub const fn is_version(self) -> bool {
+        matches!(self, Word::Published | Word::Unchanged)
+    }
+
     /// Returns the word.
     pub const fn text(self) -> &'static str {
         match self {

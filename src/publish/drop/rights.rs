@@ -1,15 +1,16 @@
 //! Whose a drop directory is, and who may write to it: made so, and judged each time it is opened.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Gid;
+use rustix::process::{Gid, geteuid};
 
 use super::error::DropError;
 use super::members::Group;
+use super::place::below;
 use crate::publish::disk;
 
 /// The mode of a directory of one user.
@@ -31,6 +32,32 @@ pub(super) fn make(path: &Path, group: Option<&Group>) -> io::Result<()> {
     // Past the umask.
     rustix::fs::chmod(path, Mode::from_raw_mode(mode.into()))?;
     Ok(())
+}
+
+/// Makes a directory in a drop directory, with the same rights, and opens it. One that is there is left as it is, unless
+/// it is ours alone: made before there was a group, or by a process that died over it.
+pub(super) fn make_in(
+    root: BorrowedFd<'_>,
+    name: &[u8],
+    group: Option<&Group>,
+) -> io::Result<OwnedFd> {
+    let made = match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(PRIVATE.into())) {
+        Err(Errno::EXIST) => false,
+        made => made.map(|()| true)?,
+    };
+    let opened = below(root, name)?;
+    let stat = disk::stat(&opened)?;
+    let ours = stat.uid == geteuid().as_raw() && stat.mode & 0o777 & !PRIVATE == 0;
+    match group {
+        Some(group) if ours => {
+            rustix::fs::fchown(&opened, None, Some(Gid::from_raw(group.gid())))?;
+            rustix::fs::fchmod(&opened, Mode::from_raw_mode(SHARED.into()))?;
+        }
+        // Past the umask.
+        None if made => rustix::fs::fchmod(&opened, Mode::from_raw_mode(PRIVATE.into()))?,
+        _ => {}
+    }
+    Ok(opened)
 }
 
 /// Opens the directory and judges whose it is and who may write to it.
@@ -55,7 +82,7 @@ pub(super) fn open(path: &Path, group: Option<&Group>) -> Result<OwnedFd, DropEr
         what,
         hint,
     };
-    let own = rustix::process::geteuid().as_raw();
+    let own = geteuid().as_raw();
     if stat.uid != own {
         return Err(wrong(
             format!(

@@ -11,6 +11,9 @@ use crate::registry::Registry;
 /// The version of a package that has none yet.
 const FIRST: &str = "0.1.0";
 
+/// How many versions are passed over that are taken and that no release index lists; each is asked for.
+const TAKEN_MAX: u32 = 1000;
+
 /// How a package stands before a version is added: its highest version, whether released or not, withdrawn or not.
 #[derive(Debug, Clone)]
 pub struct Standing {
@@ -64,10 +67,29 @@ impl Standing {
         })
     }
 
-    /// Goes on from a version that is taken, whether a release index lists it or not.
-    pub fn after(mut self, taken: Option<&Version>) -> Standing {
-        self.taken = taken.cloned();
-        self
+    /// Goes on from a version that is taken though no release index lists it, and from those after it that are, too.
+    ///
+    /// # Errors
+    /// [`PublishError`], as publishing would.
+    pub async fn past(
+        mut self,
+        taken: PackageVersion,
+        bump: Bump,
+        publisher: &Publisher,
+        registry: &Arc<dyn Registry>,
+    ) -> Result<Standing, PublishError> {
+        self.taken = Some(taken.version);
+        for _ in 0..TAKEN_MAX {
+            let Ok(next) = self.next(bump) else { break };
+            let next = PackageVersion::new(taken.name.clone(), next);
+            let seen = publisher.state.seen().manifest(&next)?.is_some();
+            let there = registry.manifest(&next).await;
+            if !seen && there.map_err(PublishError::Registry)?.is_none() {
+                break;
+            }
+            self.taken = Some(next.version);
+        }
+        Ok(self)
     }
 
     /// Returns the version that comes next.
@@ -143,11 +165,9 @@ mod tests {
         let standing = |highest: Option<&str>, taken: Option<&str>| {
             let standing = Standing {
                 highest: highest.map(|highest| (version(highest), None)),
-                taken: None,
+                taken: taken.map(version),
             };
-            let next = standing
-                .after(taken.map(version).as_ref())
-                .next(Bump::Patch);
+            let next = standing.next(Bump::Patch);
             next.map_or_else(|error| error.to_string(), |next| next.to_string())
         };
         assert_eq!(standing(None, None), "0.1.0");
