@@ -83,6 +83,8 @@ impl Journal {
     /// Records that a job is signed; durable when this returns.
     pub(crate) fn signed(&self, job: &JobId, signed: &Signed) -> io::Result<()> {
         let path = self.begin(job)?;
+        // Of one that was signed before, so that its record never stands beside what is written now.
+        durable::remove(&path.join(JOB))?;
         let files = [
             (MANIFEST, signed.manifest.as_ref()),
             (INDEX, Some(&signed.index)),
@@ -172,6 +174,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::recorder;
 
     #[test]
     fn a_job_is_signed_when_its_record_is_there_and_not_before() {
@@ -200,6 +203,53 @@ mod tests {
         journal.remove(&job).unwrap();
         journal.remove(&job).unwrap();
         assert_eq!(journal.jobs().unwrap(), []);
+    }
+
+    #[test]
+    fn a_power_cut_leaves_a_whole_job_or_none() {
+        let (dir, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let recording = recorder::Recording::start(dir.path());
+        let journal = Journal::new(&fs::canonicalize(dir.path()).unwrap());
+        let job = JobId::random();
+        let old = Signed {
+            package: "a@1.0.0".parse().unwrap(),
+            registry: "/r".to_owned(),
+            replaces: Some(Digest::EMPTY),
+            manifest: Some(Bytes::from_static(b"m")),
+            index: Bytes::from_static(b"i"),
+            sums: Some(Bytes::from_static(b"s")),
+            torrent: None,
+        };
+        let new = Signed {
+            index: Bytes::from_static(b"other"),
+            replaces: None,
+            ..old.clone()
+        };
+        let mut steps = vec![(0, None)];
+        let mut step = |job: Option<&Signed>| steps.push((recording.ops().len(), job.cloned()));
+        journal.signed(&job, &old).unwrap();
+        step(Some(&old));
+        // Signed once more, over the first.
+        journal.signed(&job, &new).unwrap();
+        step(Some(&new));
+        journal.remove(&job).unwrap();
+        step(None);
+        recorder::every_cut(before.path(), &recording.ops(), |after, cut, disk| {
+            let journal = Journal::new(after);
+            let found = journal.read(&job).unwrap();
+            let done = steps.iter().filter(|(ops, _)| *ops <= cut).count();
+            let old = &steps[done - 1].1;
+            let new = steps.get(done).map(|(_, new)| new);
+            assert!(
+                found.is_none() && new.is_some() || found == *old || Some(&found) == new,
+                "{found:?} after {cut} of a disk that is {disk:?}"
+            );
+            // Whatever is left of it is taken away.
+            for left in journal.jobs().unwrap() {
+                journal.remove(&left).unwrap();
+            }
+            assert_eq!(journal.jobs().unwrap(), []);
+        });
     }
 
     #[test]

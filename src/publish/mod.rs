@@ -27,6 +27,8 @@ mod keep;
 mod known;
 mod options;
 mod pool;
+#[cfg(test)]
+mod power_cut_tests;
 mod progress;
 mod refusal;
 mod reuse;

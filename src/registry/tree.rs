@@ -181,6 +181,8 @@ impl Tree {
                 file.sync_all()?;
                 rustix::fs::renameat(&directory, &temporary, &directory, name)?;
                 rustix::fs::fsync(&directory)?;
+                #[cfg(test)]
+                note_write(&directory, &temporary, name, bytes);
                 Ok(())
             });
         if written.is_err() {
@@ -191,13 +193,36 @@ impl Tree {
     }
 }
 
+/// Records, for tests of power cuts, what [`Tree::write`] did.
+#[cfg(test)]
+fn note_write(directory: &OwnedFd, temporary: &str, name: &str, bytes: &[u8]) {
+    use crate::durable::recorder::{Op, note, path_at};
+    let [temporary, name, directory] = [temporary, name, ""].map(|name| path_at(directory, name));
+    note(&Op::Written(temporary.clone(), bytes.to_vec()));
+    note(&Op::Synced(temporary.clone()));
+    note(&Op::Renamed(temporary, name));
+    note(&Op::Synced(directory));
+}
+
+/// Records that a directory was made.
+#[cfg(test)]
+fn note_directory(parent: impl AsFd, name: &str) {
+    use crate::durable::recorder::{Op, note, path_at};
+    note(&Op::Made(path_at(&parent, name)));
+    note(&Op::Synced(path_at(parent, "")));
+}
+
 /// Opens a directory in `parent`, and makes it first if need be.
 fn subdirectory(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
             match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) => rustix::fs::fsync(&parent)?,
+                Ok(()) => {
+                    rustix::fs::fsync(&parent)?;
+                    #[cfg(test)]
+                    note_directory(&parent, name);
+                }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }

@@ -91,11 +91,12 @@ pub(super) async fn work(
         Err(Stop::Refused(lines) | Stop::Changed(lines)) => {
             tracing::warn!(entry = %key, reasons = sentence(&lines), "refused in the drop directory");
             let failure = refused(&key, &lines);
-            dropping.tell(&key, refused_report(&settings, lines)).await;
-            Waiting::answer(waiting, &Err(failure));
             if let Some(fingerprint) = fingerprint {
+                // Before it is told: the next process does not try again what somebody has seen to be refused.
                 dropping.remember(&key, fingerprint, None).await;
             }
+            dropping.tell(&key, refused_report(&settings, lines)).await;
+            Waiting::answer(waiting, &Err(failure));
             Ending::Done { fingerprint }
         }
         Err(Stop::Wait(why)) => {

@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(test)]
+use recorder::{Op, note};
+
+#[cfg(test)]
+pub(crate) mod recorder;
+
 /// The largest file that [`read_json`] reads, in bytes.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
 
@@ -25,6 +31,8 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&beside);
         return Err(error);
     }
+    #[cfg(test)]
+    note(&Op::Renamed(beside, path.to_owned()));
     sync_parent(path)
 }
 
@@ -37,6 +45,10 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let linked = write_new(&beside, bytes, mode).and_then(|()| fs::hard_link(&beside, path));
     let _ = fs::remove_file(&beside);
     linked?;
+    #[cfg(test)]
+    note(&Op::Linked(beside.clone(), path.to_owned()));
+    #[cfg(test)]
+    note(&Op::Removed(beside));
     sync_parent(path)
 }
 
@@ -49,6 +61,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     }
+    #[cfg(test)]
+    note(&Op::Removed(path.to_owned()));
     sync_parent(path)
 }
 
@@ -68,7 +82,11 @@ pub fn create_dir(path: &Path) -> io::Result<()> {
     }
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-        other => other?,
+        other => {
+            other?;
+            #[cfg(test)]
+            note(&Op::Made(path.to_owned()));
+        }
     }
     sync_parent(path)
 }
@@ -137,7 +155,10 @@ pub fn sweep(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever the file system says.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    File::open(path)?.sync_all()?;
+    #[cfg(test)]
+    note(&Op::Synced(path.to_owned()));
+    Ok(())
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
@@ -179,7 +200,12 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         other => other?,
     };
     file.write_all(bytes)?;
-    file.sync_all()
+    #[cfg(test)]
+    note(&Op::Written(path.to_owned(), bytes.to_vec()));
+    file.sync_all()?;
+    #[cfg(test)]
+    note(&Op::Synced(path.to_owned()));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -209,6 +235,37 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(read(&path, 3).unwrap(), None);
+    }
+
+    #[test]
+    fn a_power_cut_leaves_the_old_file_or_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        let recording = recorder::Recording::start(&root);
+        // What the two files hold after each step, and how much had happened by then.
+        let mut steps: Vec<(usize, [Option<&[u8]>; 2])> = vec![(0, [None, None])];
+        let mut step = |files| steps.push((recording.ops().len(), files));
+        create_dir(&root.join("deep/er")).unwrap();
+        write(&root.join("deep/er/a"), b"one", 0o600).unwrap();
+        step([Some(b"one"), None]);
+        write(&root.join("deep/er/a"), b"two", 0o600).unwrap();
+        step([Some(b"two"), None]);
+        create(&root.join("b"), b"three", 0o600).unwrap();
+        step([Some(b"two"), Some(b"three")]);
+        remove(&root.join("deep/er/a")).unwrap();
+        step([None, Some(b"three")]);
+        recorder::every_cut(before.path(), &recording.ops(), |after, cut, disk| {
+            let files = ["deep/er/a", "b"].map(|name| read(&after.join(name), 9).unwrap());
+            let files = files.each_ref().map(Option::as_deref);
+            let done = steps.iter().filter(|(ops, _)| *ops <= cut).count();
+            let (_, old) = steps[done - 1];
+            let new = steps.get(done).map(|(_, new)| *new);
+            assert!(
+                files == old || Some(files) == new,
+                "{files:?} after {cut} of a disk that is {disk:?}"
+            );
+        });
     }
 
     #[test]
