@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 
@@ -18,8 +19,9 @@ PYTHON = "/usr/bin/python3"
 class Peer:
     """A libtorrent session with one torrent, that seeds what it has and downloads what it has not."""
 
-    def __init__(self, bench, torrent, directory, peers=(), within=()):
-        job = {"torrent": torrent, "directory": directory, "peers": list(peers), "no_trackers": True}
+    def __init__(self, bench, torrent, directory, peers=(), within=(), settings=None):
+        job = {"torrent": torrent, "directory": directory, "peers": list(peers), "no_trackers": True,
+               "settings": settings or {}}
         self.bench = bench
         self.process = subprocess.Popen([*within, PYTHON, PEER, json.dumps(job)], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -61,7 +63,8 @@ class Package:
 
 
 def swarm(bench):
-    parts = [part for part in (seeding, sequential, scattered, small) if bench.wanted(f"swarm {part.__name__}")]
+    parts = (seeding, sequential, company, scattered, small)
+    parts = [part for part in parts if bench.wanted(f"swarm {part.__name__}")]
     if not parts:
         return
     need("btfs", "btfs")
@@ -118,11 +121,11 @@ def seeds(bench, home):
 
 
 class Reader:
-    """A home with nothing but a key, the envelopes and the address of a peer, mounted."""
+    """A home with nothing but a key, the envelopes and the addresses of peers, mounted."""
 
-    def __init__(self, bench, home, package, name, peer):
+    def __init__(self, bench, home, package, name, *peers):
         self.bench, self.name, self.mountpoint = bench, name, bench.path(f"{name}-mnt")
-        bench.reader(name, bench.path(home, "registry"), f'[sources]\npeers = ["{peer}"]\n', of=home)
+        bench.reader(name, bench.path(home, "registry"), f"[sources]\npeers = {json.dumps(peers)}\n", of=home)
         bench.mount(name, self.mountpoint, package.name)
         self.version = os.path.join(self.mountpoint, package.name, "1.0.0")
         os.listdir(self.version)
@@ -164,6 +167,44 @@ def sequential(bench, home):
     bench.row("cold sequential read of 512 MiB, one libtorrent seed", rates, "MiB/s", None)
     bench.row("the same", against["libtorrent"], "x", 0.8, "libtorrent's rate")
     bench.row("the same", against["btfs"], "x", 5, "btfs' rate")
+
+
+def company(bench, home):
+    """The whole of a cold large file from an honest libtorrent seed: alone, and beside one that lies and one that stalls."""
+    package = large_package(bench, home)
+    honest = package.seed(bench)
+    garbage = bench.path("swarm-garbage")
+    os.makedirs(os.path.join(garbage, "large-1.0.0"))
+    for folder, _, names in os.walk(package.directory):
+        for name in names:
+            path = os.path.join(folder, name)
+            copy = os.path.join(garbage, os.path.relpath(path, package.directory))
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            with open(copy, "wb") as file:
+                file.truncate(os.path.getsize(path))
+    # It believes without a look that these zeros are what the torrent says.
+    liar = Peer(bench, package.torrent, garbage, settings={"disable_hash_checks": True})
+    liar.wait("complete")
+    silent = package.seed(bench)
+    silent.process.send_signal(signal.SIGSTOP)
+    rates = {"alone": [], "beside": []}
+    for round_ in range(bench.options.rounds):
+        sides = [("alone", [honest.address]), ("beside", [liar.address, silent.address, honest.address])]
+        for who, peers in sides if round_ % 2 == 0 else reversed(sides):
+            reader = Reader(bench, home, package, f"company-{who}-{round_}", *peers)
+            drop_caches()
+            path = os.path.join(reader.version, "large")
+            rates[who].append(512 / bench.time("seq", path, MIB))
+            run("cmp", path, os.path.join(package.directory, "large-1.0.0/large"))
+            reader.close()
+    if liar.uploaded() == 0:
+        raise SystemExit("nobody asked the peer that lies")
+    silent.process.send_signal(signal.SIGCONT)
+    for peer in (honest, liar, silent):
+        peer.stop()
+    ratios = [beside / alone for beside, alone in zip(rates["beside"], rates["alone"])]
+    bench.row("the same beside one seed that lies and one that stalls", rates["beside"], "MiB/s", None)
+    bench.row("the same", ratios, "x", 0.6, "the honest one alone")
 
 
 def btfs(bench, package):
