@@ -65,7 +65,11 @@ impl Drops {
 
     /// Waits until an entry has come to an end, and returns its status.
     pub(crate) fn ended(&self, entry: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        self.ended_within(entry, Duration::from_secs(120))
+    }
+
+    fn ended_within(&self, entry: &str, patience: Duration) -> String {
+        let deadline = Instant::now() + patience;
         loop {
             let status = self.status(entry).unwrap_or_default();
             let word = status.split(' ').next().unwrap_or_default();
@@ -678,7 +682,9 @@ fn a_large_drop_takes_little_memory() {
     let pid = drops.home.daemon_pid();
     let started = Instant::now();
     drops.commit("large", "ok/large@1.0.0");
-    let status = drops.ended("ok/large@1.0.0");
+    // A minute for each GiB.
+    let patience = Duration::from_secs(120 + gib * 30);
+    let status = drops.ended_within("ok/large@1.0.0", patience);
     assert!(status.starts_with("published "), "{status}");
     let peak = peak_memory(pid);
     println!(
