@@ -76,6 +76,7 @@ impl Dropping {
                     let remembered = self.remembered.lock().get(&remembered).cloned();
                     let seen = Seen {
                         inode: found.inode,
+                        owner: found.owner,
                         mark: found.mark,
                         moved_in: found.moved_in,
                         package: Some(package),

@@ -94,6 +94,8 @@ pub enum Ending {
 pub struct Seen {
     /// Its inode.
     pub inode: u64,
+    /// Whose it is, by number.
+    pub owner: u32,
     /// Its `.publish`.
     pub mark: Option<Mark>,
     /// Whether it must have been renamed into place.
@@ -107,8 +109,11 @@ pub struct Seen {
 #[derive(Debug)]
 struct Entry {
     inode: u64,
+    owner: u32,
     package: Option<PackageName>,
     phase: Phase,
+    /// When it was committed last.
+    committed_at: Instant,
     /// The `.publish` that has had its effect.
     mark: Option<Mark>,
     fingerprint: Option<Fingerprint>,
@@ -373,27 +378,46 @@ impl Board {
         }
     }
 
-    /// Takes entries to publish, at most `room`: each is under way from now on. Of one package, one at a time.
+    /// Takes entries to publish, at most `room`: each is under way from now on. Of one package, one at a time; of one
+    /// owner, in the order in which they were committed; and owners take turns, however many entries one has.
     pub fn start(&mut self, room: usize, now: Instant) -> Vec<Key> {
-        let busy = self
-            .entries
-            .values()
-            .filter(|entry| entry.phase == Phase::Publishing);
-        let mut busy: HashSet<PackageName> =
-            busy.filter_map(|entry| entry.package.clone()).collect();
+        if room == 0 {
+            return Vec::new();
+        }
+        let mut busy: HashSet<PackageName> = HashSet::new();
+        // How many entries of each owner come before the next one.
+        let mut before: HashMap<u32, usize> = HashMap::new();
+        let publishing = |entry: &&Entry| entry.phase == Phase::Publishing;
+        for entry in self.entries.values().filter(publishing) {
+            busy.extend(entry.package.clone());
+            *before.entry(entry.owner).or_default() += 1;
+        }
+        let due = |(_, entry): &(&Key, &Entry)| match entry.phase {
+            Phase::Committed => true,
+            Phase::Waiting => entry.retry_at <= now,
+            _ => false,
+        };
+        let mut line: Vec<(&Key, &Entry)> = self.entries.iter().filter(due).collect();
+        line.sort_by_key(|(_, entry)| entry.committed_at);
+        let mut turns: Vec<(usize, &Key, &Entry)> = Vec::with_capacity(line.len());
+        for (key, entry) in line {
+            let before = before.entry(entry.owner).or_default();
+            turns.push((*before, key, entry));
+            *before += 1;
+        }
+        turns.sort_by_key(|(before, _, entry)| (*before, entry.committed_at));
         let mut started = Vec::new();
-        for (key, entry) in &mut self.entries {
+        for (_, key, entry) in turns {
+            let free = |package: &PackageName| busy.insert(package.clone());
+            if entry.package.as_ref().is_none_or(free) {
+                started.push(key.clone());
+            }
             if started.len() >= room {
                 break;
             }
-            let due = match entry.phase {
-                Phase::Committed => true,
-                Phase::Waiting => entry.retry_at <= now,
-                _ => false,
-            };
-            let free = |package: &PackageName| !busy.contains(package);
-            if due && entry.package.as_ref().is_none_or(free) {
-                busy.extend(entry.package.clone());
+        }
+        for key in &started {
+            if let Some(entry) = self.entries.get_mut(key) {
                 entry.phase = Phase::Publishing;
                 entry.again = None;
                 // It is read from here on, so this is what was asked for.
@@ -401,7 +425,6 @@ impl Board {
                     self.commits.remove(key);
                     entry.by = By::Word;
                 }
-                started.push(key.clone());
             }
         }
         started
@@ -441,6 +464,7 @@ impl Board {
         let ours = By::Rename;
         if let Some(by) = again.filter(|by| ending != Ending::Again || *by > ours) {
             entry.phase = Phase::Committed;
+            entry.committed_at = now;
             entry.by = by;
         }
     }
@@ -471,8 +495,10 @@ impl Entry {
     fn new(seen: &Seen, now: Instant) -> Entry {
         Entry {
             inode: seen.inode,
+            owner: seen.owner,
             package: seen.package.clone(),
             phase: Phase::Arriving,
+            committed_at: now,
             mark: seen.mark,
             fingerprint: None,
             quiet_since: now,
@@ -496,6 +522,7 @@ impl Entry {
             Phase::Committed => self.by = self.by.max(by),
             Phase::Arriving | Phase::Done => {
                 self.phase = Phase::Committed;
+                self.committed_at = now;
                 self.by = by;
             }
         }

@@ -11,6 +11,7 @@ fn seen(name: &str, inode: u64) -> (Key, Seen) {
     let package = Some(key.wanted().unwrap().name);
     let seen = Seen {
         inode,
+        owner: 1000,
         mark: None,
         moved_in: false,
         package,
@@ -246,6 +247,35 @@ fn of_one_package_one_at_a_time() {
     scene.ends("a@1.0.0", DONE);
     assert_eq!(scene.start(9), ["a@2.0.0"]);
     assert!(scene.start(9).is_empty());
+}
+
+#[test]
+fn who_comes_first_is_first_and_who_drops_much_holds_up_nobody_else() {
+    let mut scene = Scene::new(SETTLE);
+    let mut listed: Vec<(String, u64, u32)> = Vec::new();
+    let mut drop_it = |scene: &mut Scene, name: &str, owner: u32| {
+        listed.push((name.to_owned(), listed.len() as u64 + 1, owner));
+        scene.moves(name);
+        let entries = listed.iter().map(|(name, inode, owner)| {
+            let (key, mut seen) = seen(name, *inode);
+            seen.owner = *owner;
+            (key, seen)
+        });
+        scene.lists(entries);
+        scene.now += Duration::from_secs(1);
+    };
+    for name in ["d@1.0.0", "c@1.0.0", "b@1.0.0", "a@1.0.0"] {
+        drop_it(&mut scene, name, 1);
+    }
+    assert_eq!(scene.start(1), ["d@1.0.0"]);
+    drop_it(&mut scene, "other@1.0.0", 2);
+    drop_it(&mut scene, "another@1.0.0", 2);
+    // One of the first owner is under way, so that it is the other's turn.
+    assert_eq!(scene.start(2), ["other@1.0.0", "c@1.0.0"]);
+    scene.ends("other@1.0.0", DONE);
+    assert_eq!(scene.start(1), ["another@1.0.0"]);
+    assert_eq!(scene.start(0), [""; 0]);
+    assert_eq!(scene.start(9), ["b@1.0.0", "a@1.0.0"]);
 }
 
 #[test]

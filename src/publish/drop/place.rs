@@ -52,6 +52,8 @@ pub struct Found {
     pub key: Key,
     /// Its inode.
     pub inode: u64,
+    /// Whose it is, by number.
+    pub owner: u32,
     /// Whether it is a directory.
     pub directory: bool,
     /// Its `.publish`.
@@ -282,6 +284,7 @@ impl DropDirectory {
         Some(Found {
             key,
             inode: stat.inode,
+            owner: stat.uid,
             directory,
             mark,
             moved_in: older.is_some_and(|(entry, (scope, _))| entry < scope),
