@@ -96,6 +96,18 @@ pub enum PublishError {
         /// The one that is known.
         there: ManifestId,
     },
+    /// This home showed a version that it could not announce, and somebody else announced another one.
+    #[error("this home has shown {package} as {here}, and {place} has it as {there}")]
+    Split {
+        /// The version, which need not be the one at hand.
+        package: PackageVersion,
+        /// The manifest here.
+        here: ManifestId,
+        /// The one that was announced.
+        there: ManifestId,
+        /// The registry.
+        place: String,
+    },
     /// The version is withdrawn.
     #[error("{package} is withdrawn: {reason}")]
     Withdrawn {
@@ -224,6 +236,10 @@ impl PublishError {
             PublishError::Exists { .. } => {
                 "a version never changes: publish this tree under a new version".to_owned()
             }
+            PublishError::Split { package, .. } => format!(
+                "no version has two contents, and this home keeps what it has shown: publish {} from another home",
+                package.name
+            ),
             PublishError::NoTorrent(_) => {
                 "publish it without --to torrent, or in several packages".to_owned()
             }

@@ -180,7 +180,8 @@ fn merge(
             return Ok((only.map(|index| index.index().fields().clone()), envelope));
         }
     };
-    let (later, earlier) = if here.index().sequence > there.index().sequence {
+    let ours_is_later = here.index().sequence > there.index().sequence;
+    let (later, earlier) = if ours_is_later {
         (here, there)
     } else {
         (there, here)
@@ -195,11 +196,16 @@ fn merge(
             }
             Some(known) if known == id => {}
             Some(known) => {
-                tracing::error!(%version, place, "two release indexes name different manifests");
-                return Err(PublishError::Exists {
+                let (here, there) = if ours_is_later {
+                    (*known, *id)
+                } else {
+                    (*id, *known)
+                };
+                return Err(PublishError::Split {
                     package: PackageVersion::new(fields.name.clone(), version.clone()),
-                    ours: *known,
-                    there: *id,
+                    here,
+                    there,
+                    place: place.to_owned(),
                 });
             }
         }

@@ -207,7 +207,6 @@ fn a_refusal_says_everything_and_is_tried_again() {
 fn the_next_version_is_chosen_and_the_same_again_is_none() {
     let (home, mountpoint) = dropping("settle = \"0s\"\n");
     let place = mountpoint.join("publish/acme/tool@next");
-    std::fs::create_dir(place.parent().unwrap()).unwrap();
     let drop = |content: &str, instructions: &str| {
         std::fs::create_dir(&place).unwrap();
         let file = place.join("file");
@@ -365,6 +364,13 @@ fn members_of_a_group_publish_what_is_theirs_and_nothing_else() {
             .uid(),
         NOBODY
     );
+    // Into a scope, too, which nobody has to make first.
+    as_nobody(
+        "mkdir acme/tool@1.0.0; echo mine > acme/tool@1.0.0/file; touch acme/tool@1.0.0/.publish",
+    );
+    wait_status(&home, &mountpoint, "acme/tool@1.0.0", "published");
+    let place = publish.join("acme/tool@1.0.0");
+    home.wait_for("the directory to go", |_| !place.exists());
     // A hard link to a file of somebody else, and a mount, are not what its owner may give away.
     std::fs::write(publish.join(".secret"), "root's own").unwrap();
     as_nobody("mkdir tool@1.0.1; echo mine > tool@1.0.1/file");

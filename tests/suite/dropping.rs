@@ -262,14 +262,16 @@ fn what_was_renamed_in_while_no_daemon_ran_is_published_when_it_is_quiet() {
 
 #[test]
 fn the_scopes_that_are_published_are_there_to_be_dropped_into() {
-    let drops =
+    let mut drops =
         Drops::new("names = [\"acme/*\", \"acme/tool\", \"other/tool\", \"plain\", \"way/*\"]\n");
     assert_eq!(names(&drops.place), ["acme", "other", "way"]);
     let mode = |scope: &str| drops.place.join(scope).metadata().unwrap().mode() & 0o7777;
     assert_eq!((mode("acme"), mode("other")), (0o700, 0o700));
     // One that was taken away is made again; what is in the way of one is told of, and nothing else is held up.
+    drops.home.kill_daemon();
     fs::remove_dir(drops.place.join("way")).unwrap();
     fs::write(drops.place.join("way"), b"").unwrap();
+    drops.home.start_daemon();
     fs::remove_dir(drops.place.join("acme")).unwrap();
     drops
         .home

@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use manifs::manifest::{Envelope, Signed};
+
 use crate::dropping_stress::Drops;
 
 /// How many directories a tree gets at most while it is published.
@@ -59,6 +61,21 @@ fn regression_next_goes_on_from_manifests_that_no_index_lists() {
     assert!(status.contains(&version), "{status}");
 }
 
+/// Returns the versions that the registry's index lists.
+fn listed(drops: &Drops) -> Vec<String> {
+    let index = "registry/packages/ok/tool/index.json";
+    let bytes = fs::read(drops.home.path().join(index)).unwrap();
+    match Envelope::parse(&bytes).unwrap().unverified() {
+        Signed::Index(index) => {
+            let versions = index.versions.keys();
+            versions
+                .map(|version| format!("{}@{version}", index.name))
+                .collect()
+        }
+        Signed::Manifest(_) => panic!("no index"),
+    }
+}
+
 /// Signs a drop that cannot be announced, and has another publisher announce `theirs` before the next try.
 fn overtaken(entry: &str, theirs: &str) -> (Drops, String) {
     let mut drops = Drops::new("");
@@ -96,16 +113,21 @@ fn a_drop_that_was_signed_and_overtaken_is_signed_again() {
 }
 
 #[test]
-fn a_drop_whose_version_somebody_else_took_says_so() {
+fn a_drop_whose_version_somebody_else_took_says_so_and_so_do_the_next_ones() {
     for (entry, theirs) in [("ok/tool@1.0.0", "1.0.0"), ("ok/tool@next", "0.1.0")] {
         let (drops, status) = overtaken(entry, theirs);
-        assert!(status.starts_with("refused "), "{status}");
-        assert!(
-            status.contains(&format!("{theirs} exists already")),
-            "{status}"
-        );
-        assert!(status.contains("under a new version"), "{status}");
         assert!(drops.place.join(entry).join("file").exists());
+        fs::write(drops.stage("later").join("file"), "later").unwrap();
+        drops.commit("later", "ok/tool@7.0.0");
+        for status in [status, drops.ended("ok/tool@7.0.0")] {
+            assert!(status.starts_with("refused "), "{status}");
+            let said = format!("- this home has shown ok/tool@{theirs} as ");
+            assert!(status.contains(&said), "{status}");
+            let todo = "  what to do: no version has two contents";
+            assert!(status.contains(todo), "{status}");
+        }
+        let versions = [format!("ok/tool@{theirs}")];
+        assert_eq!(listed(&drops), versions);
     }
 }
 

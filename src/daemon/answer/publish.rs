@@ -321,6 +321,7 @@ fn publish_failure(error: &PublishError) -> Failure {
         | PublishError::NoTorrent(_)
         | PublishError::OtherTorrent(_)
         | PublishError::Exists { .. }
+        | PublishError::Split { .. }
         | PublishError::Withdrawn { .. }
         | PublishError::Untrusted { .. }
         | PublishError::Seen(_) => FailureKind::Refused,
