@@ -28,6 +28,9 @@ const PATCH_ROWS: u32 = 1024;
 /// Rows that [`Writer::next_directory`] reads at once.
 const AHEAD_ROWS: u32 = 1024;
 
+/// Rows that [`Writer::set_ids`] writes at once.
+const ID_ROWS: u32 = 1024;
+
 /// Where an id lies in its row.
 const ID_OFFSET: u64 = 32;
 
@@ -161,7 +164,24 @@ impl Writer {
         Ok(None)
     }
 
-    /// Adds all children of the directory that [`Writer::next_directory`] gave last. Returns the first one's row.
+    /// As [`Writer::next_directory`], but `None` also when the next one lies deeper than the last: so that directories may
+    /// be asked for before those before them have their children.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub fn next_in_level(&mut self) -> Result<Option<(u32, Vec<u8>)>, CatalogError> {
+        while self.next < self.level_end {
+            let number = self.next;
+            self.next += 1;
+            let row = self.row_ahead(number)?;
+            if row.kind == Kind::Directory {
+                return Ok(Some((number, self.path(&row)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds all children of a directory that [`Writer::next_directory`] or [`Writer::next_in_level`] gave, in that order. Returns the first one's row.
     ///
     /// # Errors
     /// [`CatalogError::Row`] for entries that the format cannot hold; the names have to ascend.
@@ -273,6 +293,33 @@ impl Writer {
     pub fn set_id(&self, row: u32, id: Digest) -> io::Result<()> {
         self.rows
             .write_all_at(id.as_bytes(), ROW_BYTES * u64::from(row) + ID_OFFSET)
+    }
+
+    /// As [`Writer::set_id`], of several files by ascending row, of which nobody sets any meanwhile: rows that lie close
+    /// together are written at once.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_ids(&self, ids: &[(u32, Digest)]) -> io::Result<()> {
+        let mut rest = ids;
+        while let Some((first, _)) = rest.first() {
+            let close = |(row, _): &(u32, Digest)| row.saturating_sub(*first) < ID_ROWS;
+            let (part, after) = rest.split_at(rest.partition_point(close));
+            let Some((last, _)) = part.last() else { break };
+            let count = last.saturating_sub(*first) + 1;
+            let at = ROW_BYTES * u64::from(*first);
+            let mut rows = vec![[0; ROW_BYTES as usize]; count as usize];
+            self.rows.read_exact_at(rows.as_flattened_mut(), at)?;
+            for (row, id) in part {
+                if let Some(bytes) = rows.get_mut(row.saturating_sub(*first) as usize) {
+                    bytes[ID_OFFSET as usize..][..DIGEST_BYTES as usize]
+                        .copy_from_slice(id.as_bytes());
+                }
+            }
+            self.rows.write_all_at(rows.as_flattened(), at)?;
+            rest = after;
+        }
+        Ok(())
     }
 
     /// Says what some blocks of a larger file hash to, from block `first`.

@@ -18,6 +18,7 @@ mod subtree;
 mod target;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ use crate::publish::Publisher;
 use crate::serve::control::{Failure, FailureKind, Handler, Replies, Request};
 use crate::source::torrent;
 use crate::state::{State, StateError};
-use crate::store::{self, Index, Store, StoreError};
+use crate::store::{self, Store, StoreError};
 
 pub use self::drop::publish_problem;
 pub use run::run;
@@ -56,7 +57,8 @@ pub struct Home {
     config: ArcSwap<Config>,
     state: Arc<State>,
     store: Arc<Store>,
-    index: Arc<Index>,
+    /// Where the index of the store lies, which is opened when something is shared.
+    index: PathBuf,
     fetcher: Fetcher,
     pages: Arc<PageCache>,
     listing: Arc<Listing>,
@@ -108,7 +110,6 @@ impl Home {
             verify: config.store.verify,
         };
         let store = Store::open(&store_path, options).map_err(|error| store_failure(&error))?;
-        let index = Arc::new(Index::open(&store_path.join("index.redb")).map_err(Failure::failed)?);
         let policy = load_policy(&paths)?;
         // Where the kernel ends a mount that is late with one answer, every answer comes well before.
         let latest = mounting::request_timeout().map_or(Duration::MAX, |limit| limit * 7 / 10);
@@ -156,7 +157,7 @@ impl Home {
             config: ArcSwap::from_pointee(config),
             state,
             store,
-            index,
+            index: store_path.join("index.redb"),
             fetcher,
             pages,
             listing,

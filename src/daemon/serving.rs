@@ -15,6 +15,7 @@ use crate::net::{self, Rate};
 use crate::serve::control::{self, Failure, Handler};
 use crate::serve::gateway;
 use crate::serve::share::{Parts, Share};
+use crate::store::Index;
 
 /// What is being served.
 pub(super) struct Serving {
@@ -91,9 +92,12 @@ impl Home {
                     .hint("choose another address in [gateway] listen")
             })?;
             *self.serving.gateway.lock() = listener.local_addr().ok();
+            let path = self.index.clone();
+            let index = tokio::task::spawn_blocking(move || Index::open(&path)).await;
+            let index = index.map_err(Failure::failed)?.map_err(Failure::failed)?;
             let parts = Parts {
                 store: Arc::clone(&self.store),
-                index: Arc::clone(&self.index),
+                index: Arc::new(index),
                 listing: Arc::clone(&self.listing),
                 installer: Arc::clone(&self.installer),
                 state: Arc::clone(&self.state),

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::names::Package;
 use super::{DirectoryId, Listed, Names};
-use crate::manifest::{PackageName, Version};
+use crate::manifest::{Envelope, PackageName, Version};
 
 /// A directory above the versions changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) struct PackageUpdate {
     pub(super) latest: Option<Version>,
     /// Of the whole package (`None`), or of single versions; replaces all earlier ones.
     pub(super) refusals: BTreeMap<Option<Version>, Refusal>,
+    /// Envelopes that are to be kept for the next start before this is applied.
+    pub(super) keep: Vec<Envelope>,
 }
 
 #[derive(Default)]

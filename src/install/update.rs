@@ -15,7 +15,7 @@ use crate::manifest::{
 use crate::registry::{Directory, Registry, RegistryError};
 use crate::state::{SeenError, SlotsError, State, StateError};
 
-/// Packages whose envelopes are read before the listing is changed once.
+/// Packages whose envelopes are read before the listing is changed once, and envelopes that are written down at once.
 const BATCH: usize = 64;
 
 /// Why a package could not be brought up to date; what was listed stays.
@@ -131,6 +131,7 @@ impl Updater {
             versions: BTreeMap::new(),
             latest: None,
             refusals: BTreeMap::new(),
+            keep: Vec::new(),
         };
         if policy.rule_for(name).is_none() {
             return Ok(Some(update));
@@ -162,6 +163,7 @@ impl Updater {
                 }
             }
         }
+        self.keep_now(&mut update)?;
         Ok(Some(update))
     }
 
@@ -219,7 +221,7 @@ impl Updater {
         match self.trust_index(policy, name, bytes) {
             Ok((envelope, trusted)) => {
                 if fresh {
-                    self.keep(&envelope)?;
+                    self.keep(envelope, update)?;
                 }
                 Ok(Some(trusted))
             }
@@ -262,17 +264,26 @@ impl Updater {
         Ok(self.state.listed().manifest(package)?.map(Bytes::from))
     }
 
-    /// Keeps an envelope for the next start; one that is kept already costs a read.
-    fn keep(&self, envelope: &Envelope) -> Result<(), StateError> {
+    /// Keeps an envelope for the next start, if it is not kept already: many are written together.
+    fn keep(&self, envelope: Envelope, update: &mut PackageUpdate) -> Result<(), StateError> {
         let kept = match envelope.unverified() {
             Signed::Manifest(manifest) => self.kept_manifest(&manifest.package)?,
             Signed::Index(index) => self.kept_index(&index.name)?,
         };
         if kept.as_ref() == Some(envelope.bytes()) {
-            Ok(())
-        } else {
-            self.state.listed().put(envelope)
+            return Ok(());
         }
+        update.keep.push(envelope);
+        if update.keep.len() < BATCH {
+            return Ok(());
+        }
+        self.keep_now(update)
+    }
+
+    fn keep_now(&self, update: &mut PackageUpdate) -> Result<(), StateError> {
+        self.state.listed().put_all(&update.keep)?;
+        update.keep.clear();
+        Ok(())
     }
 
     /// Gets one version's envelope, from what was kept or from the registry, and admits it.
@@ -340,7 +351,7 @@ impl Updater {
                 let listed = match same {
                     Some(listed) => Arc::clone(listed),
                     None => {
-                        self.keep(&envelope)?;
+                        self.keep(envelope, update)?;
                         let slot = self.state.slots().assign(package, trusted.id())?;
                         Listed::new(trusted, slot)
                     }

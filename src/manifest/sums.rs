@@ -24,7 +24,7 @@ pub fn line(digest: Digest, path: &[u8]) -> Vec<u8> {
     if name.len() > path.len() {
         line.push(b'\\');
     }
-    line.extend_from_slice(digest.to_string().as_bytes());
+    line.extend_from_slice(&digest.to_hex());
     line.extend_from_slice(b"  ");
     line.extend_from_slice(&name);
     line.push(b'\n');

@@ -13,11 +13,11 @@ use super::ingest::{Ingest, ingest, store_catalog};
 use super::options::Options;
 use super::progress::{Progress, Step};
 use super::refusal::{Reason, Refusals};
-use super::reuse::{Base, Began, NewRecord, match_up};
+use super::reuse::{Base, Began, Matcher, NewRecord};
 use super::rules::CONTENT_RULES;
 use super::sink::Sink;
 use super::torrent::{self, Begun, Torrent};
-use super::walk::{Attributes, walk};
+use super::walk::{Attributes, Walk, walk};
 use crate::catalog::{self, Catalog, Totals, sums};
 use crate::manifest::CatalogBlocks;
 use crate::manifest::sums::SUMS_BYTES_MAX;
@@ -109,27 +109,20 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     }
     let homes = task.homes.iter();
     let homes: HashSet<(u64, u64)> = homes.filter_map(|home| identity(home)).collect();
-    let mut walked = walk(
-        &disk,
+    let files = Matcher::new(base, beneath, sink, began, task.records, temporary)?;
+    let work = Walk {
+        disk: &disk,
         options,
-        &attributes,
-        &homes,
+        attributes: &attributes,
+        homes: &homes,
         beneath,
         temporary,
         progress,
-    )?;
+    };
+    let mut walked = walk(&work, files)?;
     let catalog_bytes = walked.catalog_bytes()?;
-    let matched = match_up(
-        walked.files,
-        base,
-        beneath,
-        sink,
-        began,
-        task.records,
-        temporary,
-    )?;
     if walked.refusals.is_empty() {
-        let new = walked.dense.saturating_sub(matched.dense);
+        let new = walked.dense.saturating_sub(walked.matched.dense);
         check_room(sink, new, catalog_bytes)?;
         if options.guard.is_some() {
             check_holes(sink, walked.bytes)?;
@@ -142,7 +135,7 @@ pub(crate) fn build(directory: OwnedFd, task: &Task<'_>) -> Result<Built, Publis
     }
     let pieces = begun.as_ref().ok().map(Begun::pieces);
 
-    let (files, record) = matched.begin(base, pieces)?;
+    let (files, record) = walked.matched.begin(base, pieces)?;
 
     progress.enter(Step::Ingest);
     let work = Ingest {

@@ -13,8 +13,9 @@ use super::ingest::{Ingest, ingest};
 use super::options::Options;
 use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
+use super::reuse::{Began, Matcher};
 use super::sink::{LargeSink, Nowhere, Room, Sink};
-use super::walk::{Attributes, walk};
+use super::walk::{Attributes, Walk, walk};
 use crate::block::{Block, BlockRef, Digest, FileRef};
 
 /// Walks, lets `change` happen, and ingests into `sink`.
@@ -29,16 +30,21 @@ fn ingest_after(
     let progress = Progress::new();
     let disk = Disk::new(File::open(tree).unwrap()).unwrap();
     let homes = HashSet::new();
-    let walked = walk(
-        &disk,
-        &options,
-        &attributes,
-        &homes,
-        None,
-        temporary.path(),
-        &progress,
-    )
-    .unwrap();
+    let began = Began {
+        ns: 0,
+        fine_device: None,
+    };
+    let files = Matcher::new(None, None, sink, began, None, temporary.path()).unwrap();
+    let work = Walk {
+        disk: &disk,
+        options: &options,
+        attributes: &attributes,
+        homes: &homes,
+        beneath: None,
+        temporary: temporary.path(),
+        progress: &progress,
+    };
+    let walked = walk(&work, files).unwrap();
     assert!(walked.refusals.is_empty());
     change();
     let work = Ingest {
@@ -52,7 +58,7 @@ fn ingest_after(
         allow_secrets: false,
         progress: &progress,
     };
-    ingest(&work, walked.files, walked.refusals)
+    ingest(&work, walked.matched.files, walked.refusals)
 }
 
 fn tree() -> (tempfile::TempDir, PathBuf) {

@@ -481,20 +481,8 @@ impl Publisher {
     /// Makes what was judged visible in this home: seen, then kept, the index last.
     fn show(&self, judged: &Judged) -> Result<(), PublishError> {
         let index = Some(&judged.index).filter(|_| judged.current);
-        if let Some(manifest) = &judged.manifest {
-            self.state.seen().admit_manifest(manifest)?;
-        }
-        if let Some(index) = index {
-            self.state.seen().admit_index(index)?;
-        }
-        if let Some(manifest) = &judged.manifest {
-            let envelope = Envelope::parse(manifest.envelope())?;
-            self.state.published().put(&envelope)?;
-        }
-        if let Some(index) = index {
-            let envelope = Envelope::parse(index.envelope())?;
-            self.state.published().put(&envelope)?;
-        }
+        let (name, manifest) = (&judged.package.name, judged.manifest.as_ref());
+        self.state.admit_published(name, manifest, index)?;
         // Marked whether a daemon runs or not: whoever seeds for this home reads the list.
         if let Some(info) = &judged.torrent {
             self.state.seeding().put_info(info)?;

@@ -1,11 +1,14 @@
-//! What a publish has to finish after a crash, on disk: one directory for each job.
+//! What a publish has to finish after a crash, on disk: one file for each job that is signed.
 //!
-//! A directory without `job.json` is a job that nobody has signed: nothing of it is visible anywhere, and the next
-//! start removes it. `job.json` is written last, when envelopes and sums lie beside it; from then on the job is
-//! carried to its end, however often the process dies, since each step leaves alone what is done already.
+//! A job without a file is one that nobody has signed: nothing of it is visible anywhere. From the moment its file is
+//! there, which is one rename, the job is carried to its end, however often the process dies, since each step leaves
+//! alone what is done already.
+//!
+//! A file is a line of JSON that says what follows and how long it is, and then just that: the envelopes, the sums and
+//! the info dictionary, byte for byte.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -18,14 +21,11 @@ use crate::manifest::sums::SUMS_BYTES_MAX;
 use crate::manifest::{ENVELOPE_BYTES_MAX, PackageVersion};
 use crate::torrent::INFO_BYTES_MAX;
 
-const JOB: &str = "job.json";
-const MANIFEST: &str = "manifest.json";
-const INDEX: &str = "index.json";
-const SUMS: &str = "SHA256SUMS";
-const TORRENT: &str = "info";
+/// The version of the first line; another one is refused.
+const FORMAT: u32 = 2;
 
-/// The version of `job.json`; another one is refused.
-const FORMAT: u32 = 1;
+/// The longest first line, in bytes: two names and a registry's path or URL.
+const HEAD_BYTES_MAX: u64 = 64 << 10;
 
 /// A signed job: everything that is needed to make it visible.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,22 +43,18 @@ pub(crate) struct Signed {
     pub(crate) torrent: Option<Bytes>,
 }
 
+/// The first line. The parts follow in the order of their lengths here; one without a length is not there.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+struct Head {
     format: u32,
     package: PackageVersion,
     registry: String,
     replaces: Option<Digest>,
-    sums: bool,
-    #[serde(default)]
-    torrent: bool,
-    #[serde(default = "yes")]
-    manifest: bool,
-}
-
-fn yes() -> bool {
-    true
+    manifest: Option<u64>,
+    index: u64,
+    sums: Option<u64>,
+    torrent: Option<u64>,
 }
 
 /// The journal of a home.
@@ -73,87 +69,96 @@ impl Journal {
         }
     }
 
-    /// Makes the directory of a job; it also holds the temporary files.
-    pub(crate) fn begin(&self, job: &JobId) -> io::Result<PathBuf> {
-        let path = self.path(job);
-        durable::create_dir(&path)?;
-        Ok(path)
-    }
-
     /// Records that a job is signed; durable when this returns.
     pub(crate) fn signed(&self, job: &JobId, signed: &Signed) -> io::Result<()> {
-        let path = self.begin(job)?;
-        // Of one that was signed before, so that its record never stands beside what is written now.
-        durable::remove(&path.join(JOB))?;
-        let files = [
-            (MANIFEST, signed.manifest.as_ref()),
-            (INDEX, Some(&signed.index)),
-            (SUMS, signed.sums.as_ref()),
-            (TORRENT, signed.torrent.as_ref()),
-        ];
-        for (name, bytes) in files {
-            if let Some(bytes) = bytes {
-                durable::write(&path.join(name), bytes, 0o600)?;
-            }
-        }
-        let record = Record {
+        let len = |part: &Option<Bytes>| part.as_ref().map(|bytes| bytes.len() as u64);
+        let head = Head {
             format: FORMAT,
             package: signed.package.clone(),
             registry: signed.registry.clone(),
             replaces: signed.replaces,
-            sums: signed.sums.is_some(),
-            torrent: signed.torrent.is_some(),
-            manifest: signed.manifest.is_some(),
+            manifest: len(&signed.manifest),
+            index: signed.index.len() as u64,
+            sums: len(&signed.sums),
+            torrent: len(&signed.torrent),
         };
-        durable::write_json(&path.join(JOB), &record)
+        let mut line = serde_json::to_vec(&head)?;
+        line.push(b'\n');
+        let mut parts: Vec<&[u8]> = vec![&line];
+        parts.extend(signed.manifest.as_deref());
+        parts.push(&signed.index);
+        parts.extend(signed.sums.as_deref());
+        parts.extend(signed.torrent.as_deref());
+        durable::write_parts(&self.path(job), &parts, 0o600)
     }
 
     /// Reads a signed job; `None` when it is not signed.
     pub(crate) fn read(&self, job: &JobId) -> io::Result<Option<Signed>> {
         let path = self.path(job);
-        let Some(record) = durable::read_json::<Record>(&path.join(JOB))? else {
-            return Ok(None);
-        };
         let damaged = |what: &str| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("{}: {what}", path.display()),
             )
         };
-        if record.format != FORMAT {
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let meta = file.metadata()?;
+        if !meta.is_file() {
             return Err(damaged("written by another version of manifs"));
         }
-        let read = |name: &str, max: u64, wanted: bool| {
-            if !wanted {
-                return Ok(None);
+        let mut reader = BufReader::new(file);
+        let mut line = Vec::new();
+        let head_bytes =
+            Read::take(&mut reader, HEAD_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
+        let head: Head = serde_json::from_slice(&line)
+            .map_err(|_| damaged("damaged, or written by another version of manifs"))?;
+        if head.format != FORMAT {
+            return Err(damaged("written by another version of manifs"));
+        }
+        let limits = [
+            (head.manifest, ENVELOPE_BYTES_MAX as u64),
+            (Some(head.index), ENVELOPE_BYTES_MAX as u64),
+            (head.sums, SUMS_BYTES_MAX),
+            (head.torrent, INFO_BYTES_MAX as u64),
+        ];
+        let mut bytes = head_bytes;
+        for (len, max) in limits {
+            let len = len.unwrap_or(0);
+            if len > max {
+                return Err(damaged("a part is too long"));
             }
-            match durable::read(&path.join(name), max)? {
-                Some(bytes) => Ok(Some(Bytes::from(bytes))),
-                None => Err(damaged("a file is gone")),
-            }
+            bytes += len;
+        }
+        if bytes != meta.len() {
+            return Err(damaged("of the wrong length"));
+        }
+        let mut part = |len: Option<u64>| -> io::Result<Option<Bytes>> {
+            let Some(len) = len else { return Ok(None) };
+            // Bounded above, and there is so much.
+            let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+            reader.read_exact(&mut bytes)?;
+            Ok(Some(bytes.into()))
         };
         Ok(Some(Signed {
-            package: record.package,
-            registry: record.registry,
-            replaces: record.replaces,
-            manifest: read(MANIFEST, ENVELOPE_BYTES_MAX as u64, record.manifest)?,
-            index: read(INDEX, ENVELOPE_BYTES_MAX as u64, true)?.unwrap_or_default(),
-            sums: read(SUMS, SUMS_BYTES_MAX, record.sums)?,
-            torrent: read(TORRENT, INFO_BYTES_MAX as u64, record.torrent)?,
+            package: head.package,
+            registry: head.registry,
+            replaces: head.replaces,
+            manifest: part(head.manifest)?,
+            index: part(Some(head.index))?.unwrap_or_default(),
+            sums: part(head.sums)?,
+            torrent: part(head.torrent)?,
         }))
     }
 
-    /// Forgets a job: the record first, so that what is left of it is never taken for a signed one.
+    /// Forgets a job.
     pub(crate) fn remove(&self, job: &JobId) -> io::Result<()> {
-        let path = self.path(job);
-        durable::remove(&path.join(JOB))?;
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        durable::remove(&self.path(job))
     }
 
-    /// Lists the jobs, signed or not.
+    /// Lists the signed jobs.
     pub(crate) fn jobs(&self) -> io::Result<Vec<JobId>> {
         let mut jobs = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -176,30 +181,36 @@ mod tests {
     use super::*;
     use crate::durable::recorder;
 
-    #[test]
-    fn a_job_is_signed_when_its_record_is_there_and_not_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::new(dir.path());
-        let job = JobId::random();
-        journal.begin(&job).unwrap();
-        assert_eq!(journal.jobs().unwrap(), std::slice::from_ref(&job));
-        assert_eq!(journal.read(&job).unwrap(), None);
-        let mut signed = Signed {
+    fn signed() -> Signed {
+        Signed {
             package: "a@1.0.0".parse().unwrap(),
             registry: "/r".to_owned(),
             replaces: Some(Digest::EMPTY),
-            manifest: Some(Bytes::from_static(b"m")),
+            manifest: Some(Bytes::from_static(b"m\n\n")),
             index: Bytes::from_static(b"i"),
-            sums: Some(Bytes::from_static(b"s")),
-            torrent: Some(Bytes::from_static(b"t")),
-        };
+            sums: Some(Bytes::from_static(b"")),
+            torrent: Some(Bytes::from_static(b"\0t")),
+        }
+    }
+
+    #[test]
+    fn a_job_is_signed_when_its_file_is_there_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path());
+        let job = JobId::random();
+        assert_eq!(journal.jobs().unwrap(), []);
+        assert_eq!(journal.read(&job).unwrap(), None);
+        let mut signed = signed();
         journal.signed(&job, &signed).unwrap();
+        assert_eq!(journal.jobs().unwrap(), std::slice::from_ref(&job));
         assert_eq!(journal.read(&job).unwrap(), Some(signed.clone()));
-        // The same again, with less: what lies about is not read.
+        // The same again, with less.
+        signed.manifest = None;
         signed.sums = None;
         signed.torrent = None;
         journal.signed(&job, &signed).unwrap();
         assert_eq!(journal.read(&job).unwrap(), Some(signed));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         journal.remove(&job).unwrap();
         journal.remove(&job).unwrap();
         assert_eq!(journal.jobs().unwrap(), []);
@@ -257,16 +268,31 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::new(dir.path());
         let job = JobId::random();
-        let path = journal.begin(&job).unwrap();
-        for text in [
-            "",
-            "{}",
-            r#"{"format":2,"package":"a@1.0.0","registry":"","replaces":null,"sums":false}"#,
-            r#"{"format":1,"package":"a@1.0.0","registry":"","replaces":null,"sums":false}"#,
-        ] {
-            fs::write(path.join(JOB), text).unwrap();
+        journal.signed(&job, &signed()).unwrap();
+        let path = dir.path().join(job.as_str());
+        let bytes = fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
             let error = journal.read(&job).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{text}");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{bytes:?}");
+        };
+        for cut in 0..bytes.len() {
+            refused(&bytes[..cut]);
         }
+        refused(&[&bytes[..], b"x"].concat());
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        refused(text.replace("\"format\":2", "\"format\":3").as_bytes());
+        let long = format!("\"index\":{}", ENVELOPE_BYTES_MAX + 1);
+        refused(text.replace("\"index\":1", &long).as_bytes());
+        refused(
+            text.replace("\"index\":1", "\"index\":18446744073709551615")
+                .as_bytes(),
+        );
+        refused(&vec![b' '; 1 << 20]);
+        // A directory is what an earlier version made of a job.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = journal.read(&job).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

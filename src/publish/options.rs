@@ -181,7 +181,7 @@ impl Options {
     }
 }
 
-/// The id of a job: names its directory in the journal.
+/// The id of a job: names its file in the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);

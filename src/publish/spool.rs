@@ -122,12 +122,6 @@ pub(crate) struct SpoolReader {
 }
 
 impl SpoolReader {
-    /// Begins again at the front.
-    pub(crate) fn again(mut self) -> io::Result<SpoolReader> {
-        self.file.rewind()?;
-        Ok(self)
-    }
-
     /// Returns the next directory.
     pub(crate) fn directory(&mut self) -> io::Result<Option<SpooledDirectory>> {
         if self.file.stream_position()? >= self.len {

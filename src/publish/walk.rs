@@ -1,21 +1,30 @@
 //! Lists the tree breadth first: rows for the catalog, files for the ingest, and everything that is refused.
+//!
+//! A thread lists the next directories of a level while the caller's judges the one before and lays it down, so that
+//! the system's work on each entry and ours go on at the same time.
 
-use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use super::beneath::{Beneath, Kept};
 use super::disk::{self, Disk, FileKind, Found, Stat};
-use super::options::{Allow, Guard, Options};
+use super::options::{Guard, Options};
 use super::progress::Progress;
 use super::refusal::{Reason, Refusals};
+use super::reuse::{Matched, Matcher};
 use super::rules;
-use super::spool::{KnownFile, SpoolReader, SpoolWriter, SpooledDirectory, SpooledFile};
+use super::spool::{KnownFile, SpooledDirectory, SpooledFile};
 use super::{PATH_BYTES_MAX, PublishError};
 use crate::block::FILE_BYTES_MAX;
 use crate::catalog::{
     CATALOG_BYTES_MAX, DEPTH_MAX, Kind, NewEntry, Row, Rule, TARGET_BYTES_MAX, Times, Writer, links,
 };
+
+/// How many directories are asked for before they are needed: each is in memory with all of its entries.
+const AHEAD: usize = 2;
 
 /// How modes and times become a catalog's.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +85,7 @@ impl Attributes {
 /// What the walk found.
 pub(crate) struct Walked {
     pub(crate) catalog: Writer,
-    pub(crate) files: SpoolReader,
+    pub(crate) matched: Matched,
     /// Bytes that have to be stored at most: the files' sizes without their holes.
     pub(crate) dense: u64,
     /// The files' sizes, holes included.
@@ -99,64 +108,89 @@ impl Walked {
     }
 }
 
-/// Walks the tree. Temporary files go to `temporary`; `homes` are directories that must not be in it.
-pub(crate) fn walk(
-    disk: &Disk,
-    options: &Options,
-    attributes: &Attributes,
-    homes: &HashSet<(u64, u64)>,
-    beneath: Option<&Beneath>,
-    temporary: &Path,
-    progress: &Progress,
-) -> Result<Walked, PublishError> {
+/// What the walk works on.
+pub(crate) struct Walk<'a> {
+    pub(crate) disk: &'a Disk,
+    pub(crate) options: &'a Options,
+    pub(crate) attributes: &'a Attributes,
+    /// Directories that must not be in the tree.
+    pub(crate) homes: &'a HashSet<(u64, u64)>,
+    /// The version that the tree is laid on top of.
+    pub(crate) beneath: Option<&'a Beneath>,
+    /// Where temporary files go.
+    pub(crate) temporary: &'a Path,
+    pub(crate) progress: &'a Progress,
+}
+
+/// Walks the tree; `files` takes those that are found.
+pub(crate) fn walk(work: &Walk<'_>, files: Matcher<'_>) -> Result<Walked, PublishError> {
+    let (disk, attributes) = (work.disk, work.attributes);
     let root = disk.stat();
-    let mut walk = Walk {
-        disk,
-        allow: options.allow,
-        guard: options.guard,
-        attributes,
-        homes,
-        beneath,
+    let mut run = Run {
+        work,
         own_mounts: disk::own_mounts(),
-        files: SpoolWriter::new(temporary)?,
+        files,
         dense: 0,
         bytes: 0,
         symlinks: 0,
         instructions: Vec::new(),
         refusals: Refusals::default(),
-        progress,
     };
     // The root's own time may be out of range; then it is refused like any other.
     let mtime_ns = attributes.mtime_ns(root).unwrap_or_else(|| {
-        walk.refusals.add(Reason::Time, b"", b"");
+        run.refusals.add(Reason::Time, b"", b"");
         0
     });
-    let (mode, mtime_ns) = match beneath.filter(|beneath| beneath.bare) {
+    let (mode, mtime_ns) = match work.beneath.filter(|beneath| beneath.bare) {
         Some(beneath) => {
             let row = beneath.row(0)?;
             (row.mode(), attributes.kept_mtime_ns(&row))
         }
         None => (attributes.mode(root), mtime_ns),
     };
-    let mut catalog = Writer::new(temporary, mode, mtime_ns)?;
-    if walk.passes(b"", root) {
-        while let Some((row, path)) = catalog.next_directory()? {
-            if progress.is_cancelled() {
-                return Err(PublishError::Cancelled);
-            }
-            walk.directory(&mut catalog, row, &path)?;
-        }
+    let mut catalog = Writer::new(work.temporary, mode, mtime_ns)?;
+    if run.passes(b"", root) {
+        run.directories(&mut catalog)?;
     }
-    if walk.symlinks > 0 && !options.allow.links {
-        walk.judge_links(&mut catalog)?;
+    if run.symlinks > 0 && !work.options.allow.links {
+        run.judge_links(&mut catalog)?;
     }
     Ok(Walked {
+        matched: run.files.finish(&catalog)?,
         catalog,
-        files: walk.files.finish()?,
-        dense: walk.dense,
-        bytes: walk.bytes,
-        instructions: walk.instructions,
-        refusals: walk.refusals,
+        dense: run.dense,
+        bytes: run.bytes,
+        instructions: run.instructions,
+        refusals: run.refusals,
+    })
+}
+
+/// A directory that was opened and listed.
+struct Listed {
+    opened: OwnedFd,
+    stat: Stat,
+    /// Names that are instructions, not content.
+    instructions: Vec<String>,
+    found: io::Result<Vec<Found>>,
+}
+
+fn list(disk: &Disk, path: &[u8]) -> io::Result<Listed> {
+    let opened = disk.directory(path)?;
+    let stat = disk::stat(&opened)?;
+    let mut instructions = Vec::new();
+    let found = disk::list(opened.as_fd(), &mut |name| {
+        let skip = path.is_empty() && rules::INSTRUCTIONS.contains(&name);
+        if skip {
+            instructions.push(String::from_utf8_lossy(name).into_owned());
+        }
+        skip
+    });
+    instructions.sort_unstable();
+    Ok(Listed {
+        opened,
+        stat,
+        instructions,
+        found,
     })
 }
 
@@ -170,41 +204,71 @@ enum Origin {
     Beneath(KnownFile),
 }
 
-struct Walk<'a> {
-    disk: &'a Disk,
-    allow: Allow,
-    guard: Option<Guard>,
-    attributes: &'a Attributes,
-    homes: &'a HashSet<(u64, u64)>,
-    beneath: Option<&'a Beneath>,
+struct Run<'a> {
+    work: &'a Walk<'a>,
     own_mounts: HashSet<u64>,
-    files: SpoolWriter,
+    files: Matcher<'a>,
     dense: u64,
     bytes: u64,
     symlinks: u64,
     instructions: Vec<String>,
     refusals: Refusals,
-    progress: &'a Progress,
 }
 
-impl Walk<'_> {
-    /// Lists one directory: its rows into the catalog, its files into the spool.
+impl Run<'_> {
+    /// Goes through all directories, level by level.
+    fn directories(&mut self, catalog: &mut Writer) -> Result<(), PublishError> {
+        let work = self.work;
+        std::thread::scope(|scope| {
+            // Never more than fits is asked for, so neither side waits to say something.
+            let (ask, asked) = sync_channel::<Vec<u8>>(AHEAD);
+            let (tell, told) = sync_channel(AHEAD);
+            scope.spawn(move || {
+                for path in asked {
+                    if tell.send(list(work.disk, &path)).is_err() {
+                        return;
+                    }
+                }
+            });
+            let gone = || io::Error::other("the thread that lists directories is gone");
+            let mut ahead = VecDeque::with_capacity(AHEAD);
+            loop {
+                while ahead.len() < AHEAD {
+                    let next = if ahead.is_empty() {
+                        catalog.next_directory()?
+                    } else {
+                        catalog.next_in_level()?
+                    };
+                    let Some((row, path)) = next else { break };
+                    ask.send(path.clone()).map_err(|_| gone())?;
+                    ahead.push_back((row, path));
+                }
+                let Some((row, path)) = ahead.pop_front() else {
+                    return Ok(());
+                };
+                if work.progress.is_cancelled() {
+                    return Err(PublishError::Cancelled);
+                }
+                let listed = told.recv().map_err(|_| gone())?;
+                self.directory(catalog, row, &path, listed)?;
+            }
+        })
+    }
+
+    /// Takes one directory: its rows into the catalog, its files to who matches them.
     fn directory(
         &mut self,
         catalog: &mut Writer,
         row: u32,
         path: &[u8],
+        listed: io::Result<Listed>,
     ) -> Result<(), PublishError> {
-        let opened = self.disk.directory(path).and_then(|opened| {
-            let stat = disk::stat(&opened)?;
-            Ok((opened, stat))
-        });
-        let kept = match self.beneath {
+        let kept = match self.work.beneath {
             Some(beneath) => beneath.children(path)?,
             None => None,
         };
-        let (opened, stat) = match opened {
-            Ok(opened) => opened,
+        let mut listed = match listed {
+            Ok(listed) => listed,
             Err(error) if kept.is_some() && reason_of(&error) == Reason::Changed => {
                 // It is in the version beneath only.
                 let children = self.merge(Vec::new(), &[], kept.unwrap_or_default());
@@ -215,17 +279,8 @@ impl Walk<'_> {
                 return Ok(());
             }
         };
-        let mut instructions = Vec::new();
-        let listed = disk::list(opened.as_fd(), &mut |name| {
-            let skip = path.is_empty() && rules::INSTRUCTIONS.contains(&name);
-            if skip {
-                instructions.push(String::from_utf8_lossy(name).into_owned());
-            }
-            skip
-        });
-        instructions.sort_unstable();
-        self.instructions.append(&mut instructions);
-        let found = match listed {
+        self.instructions.append(&mut listed.instructions);
+        let found = match listed.found {
             Ok(found) => found,
             Err(error) => {
                 self.unreadable(path, &error);
@@ -233,14 +288,17 @@ impl Walk<'_> {
             }
         };
         let mut children = Vec::with_capacity(found.len());
+        let mut full = join(path, b"");
+        let above = full.len();
         for found in &found {
-            let full = join(path, &found.name);
-            if let Some(entry) = self.entry(opened.as_fd(), &full, found) {
+            full.truncate(above);
+            full.extend_from_slice(&found.name);
+            if let Some(entry) = self.entry(listed.opened.as_fd(), &full, found) {
                 children.push((entry, Origin::Disk(found.stat)));
             }
         }
         let children = self.merge(children, &found, kept.unwrap_or_default());
-        self.lay(catalog, row, path, Some(stat), children)
+        self.lay(catalog, row, path, Some(listed.stat), children)
     }
 
     /// Adds to the children of a directory what stays of the version beneath.
@@ -259,7 +317,7 @@ impl Walk<'_> {
                 name: kept.name,
                 kind,
                 mode: kept.row.mode(),
-                mtime_ns: self.attributes.kept_mtime_ns(&kept.row),
+                mtime_ns: self.work.attributes.kept_mtime_ns(&kept.row),
                 size: kept.row.file().size,
                 target: kept.target,
             };
@@ -283,7 +341,7 @@ impl Walk<'_> {
         children: Children,
     ) -> Result<(), PublishError> {
         let (entries, origins): (Vec<_>, Vec<_>) = children.into_iter().unzip();
-        if !self.allow.case {
+        if !self.work.options.allow.case {
             self.judge_case(path, &entries);
         }
         let first = match catalog.add_children(row, &entries) {
@@ -294,7 +352,7 @@ impl Walk<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        self.spool(path, stat, first, &entries, &origins)
+        self.spool(catalog, path, stat, first, &entries, &origins)
     }
 
     /// Makes a row of what was found, or refuses it.
@@ -322,7 +380,7 @@ impl Walk<'_> {
                 return None;
             }
         };
-        let Some(mtime_ns) = self.attributes.mtime_ns(stat) else {
+        let Some(mtime_ns) = self.work.attributes.mtime_ns(stat) else {
             self.refusals.add(Reason::Time, path, b"");
             return None;
         };
@@ -347,7 +405,7 @@ impl Walk<'_> {
         Some(NewEntry {
             name: found.name.clone(),
             kind,
-            mode: self.attributes.mode(stat),
+            mode: self.work.attributes.mode(stat),
             mtime_ns,
             size,
             target,
@@ -364,7 +422,7 @@ impl Walk<'_> {
         };
         let parent = &path[..path.len().saturating_sub(name.len() + 1)];
         let directory = stat.kind == FileKind::Directory;
-        let secret = if stat.kind == FileKind::File && !self.allow.secrets {
+        let secret = if stat.kind == FileKind::File && !self.work.options.allow.secrets {
             rules::secret_name(disk::last_name(parent), name)
         } else {
             None
@@ -379,13 +437,13 @@ impl Walk<'_> {
             (Reason::Length, "")
         } else if directory && self.own_mounts.contains(&stat.mount) {
             (Reason::Mount, "")
-        } else if self.guard.is_some() && stat.mount != self.disk.stat().mount {
+        } else if self.work.options.guard.is_some() && stat.mount != self.work.disk.stat().mount {
             (Reason::OtherMount, "")
-        } else if let Some(Guard { owner: Some(owner) }) = self.guard
+        } else if let Some(Guard { owner: Some(owner) }) = self.work.options.guard
             && stat.uid != owner
         {
             (Reason::Owner, "")
-        } else if directory && self.homes.contains(&(stat.device, stat.inode)) {
+        } else if directory && self.work.homes.contains(&(stat.device, stat.inode)) {
             (Reason::Home, "")
         } else if stat.kind == FileKind::File && stat.size > FILE_BYTES_MAX {
             (Reason::Size, "")
@@ -428,6 +486,7 @@ impl Walk<'_> {
 
     fn spool(
         &mut self,
+        catalog: &Writer,
         path: &[u8],
         stat: Option<Stat>,
         first: u32,
@@ -459,16 +518,17 @@ impl Walk<'_> {
             };
             bytes = bytes.saturating_add(stat.size);
             self.dense = self.dense.saturating_add(stat.dense());
-            self.files.file(&SpooledFile {
+            let file = SpooledFile {
                 row,
                 name: entry.name.clone(),
                 stat,
                 known,
                 kept: known.is_some(),
-            })?;
+            };
+            self.files.file(file, catalog)?;
         }
         self.bytes = self.bytes.saturating_add(bytes);
-        self.progress.found(count as u64, bytes);
+        self.work.progress.found(count as u64, bytes);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::manifest::{PackageName, PackageVersion, Version};
 
 use super::layout::Place;
 use super::listing::Listing;
-use super::tree::{Entry, Tree};
+use super::tree::{Entry, Staged, Tree, place};
 use super::watch::Watch;
 use super::{Announcement, Moment, NAMES_MAX, Registry, RegistryError, SCAN_EVERY, VERSIONS_MAX};
 
@@ -179,10 +179,7 @@ fn put(tree: &Tree, announcement: &Announcement) -> Result<(), RegistryError> {
         Place::Torrent(package.clone()),
         announcement.torrent.as_ref(),
     );
-    let files = [sums, torrent, manifest, index]
-        .into_iter()
-        .filter_map(|(place, bytes)| bytes.map(|bytes| (place, bytes)));
-    for (place, bytes) in keys.chain(files) {
+    let stage = |place: &Place, bytes: &Bytes| {
         let (path, max) = (place.to_string(), place.bytes_max());
         if bytes.len() as u64 > max {
             return Err(RegistryError::TooLarge { path, max });
@@ -192,15 +189,30 @@ fn put(tree: &Tree, announcement: &Announcement) -> Result<(), RegistryError> {
             Ok(Some(there)) => there == *bytes || keeps && matches!(place, Place::Manifest(_)),
             _ => false,
         };
-        if !stays {
-            tree.write(&path, bytes)?;
-        }
+        (!stays).then(|| tree.stage(&path, bytes)).transpose()
+    };
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for (place, pem) in keys {
+        before.extend(stage(&place, pem)?);
     }
-    list(tree, package)
+    for (place, bytes) in [sums, torrent, manifest] {
+        before.extend(
+            bytes
+                .map(|bytes| stage(&place, bytes))
+                .transpose()?
+                .flatten(),
+        );
+    }
+    // Nobody hears of a version before it is there.
+    if let (place, Some(bytes)) = index {
+        after.extend(stage(&place, bytes)?);
+    }
+    after.extend(list(tree, package)?);
+    place(&[before, after])
 }
 
 /// Brings `packages.json` up to date, which is there for those who copy the directory to a web server.
-fn list(tree: &Tree, package: &PackageVersion) -> Result<(), RegistryError> {
+fn list(tree: &Tree, package: &PackageVersion) -> Result<Option<Staged>, RegistryError> {
     let path = Place::Listing.to_string();
     let there = tree.read(&path, Place::Listing.bytes_max());
     let text = there.as_ref().ok().and_then(|there| there.as_deref());
@@ -212,9 +224,9 @@ fn list(tree: &Tree, package: &PackageVersion) -> Result<(), RegistryError> {
     let before = known.then(|| listing.clone());
     listing.insert(&package.name, Some(&package.version));
     if before.is_some_and(|before| before == listing) {
-        return Ok(());
+        return Ok(None);
     }
-    tree.write(&path, listing.to_string().as_bytes())
+    tree.stage(&path, listing.to_string().as_bytes()).map(Some)
 }
 
 fn scan(tree: &Tree) -> Result<Listing, RegistryError> {

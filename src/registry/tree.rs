@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -14,6 +14,9 @@ use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFl
 use rustix::io::Errno;
 
 use super::RegistryError;
+use crate::durable;
+#[cfg(test)]
+use crate::durable::recorder::{Op, note, path_at};
 
 /// The root of a registry, open.
 pub(super) struct Tree {
@@ -152,18 +155,19 @@ impl Tree {
         Ok(true)
     }
 
-    /// Puts a file there: written beside its place, synced, and renamed into it; directories on the way are made, and
-    /// are no symlinks. The caller holds the lock.
-    pub(super) fn write(&self, path: &str, bytes: &[u8]) -> Result<(), RegistryError> {
-        self.write_at(path, bytes)
+    /// Writes a file beside its place, for [`place`]; directories on the way are made, and are no symlinks. The caller
+    /// holds the lock.
+    pub(super) fn stage(&self, path: &str, bytes: &[u8]) -> Result<Staged, RegistryError> {
+        self.stage_at(path, bytes)
             .map_err(|source| failed(path, source))
     }
 
-    fn write_at(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+    fn stage_at(&self, path: &str, bytes: &[u8]) -> io::Result<Staged> {
         let (directories, name) = path.rsplit_once('/').unwrap_or(("", path));
         let mut directory = self.root.try_clone()?;
+        let mut grown = Vec::new();
         for part in directories.split('/').filter(|part| !part.is_empty()) {
-            directory = subdirectory(directory, part)?;
+            directory = subdirectory(directory, part, &mut grown)?;
         }
         // One writer at a time, so that one name is enough, and what a killed one left is written over.
         let temporary = format!(".{name}.new");
@@ -173,61 +177,166 @@ impl Tree {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
-        let written = rustix::fs::openat(&directory, &temporary, flags, mode)
-            .map_err(io::Error::from)
-            .and_then(|file| {
-                let mut file = File::from(file);
-                file.write_all(bytes)?;
-                file.sync_all()?;
-                rustix::fs::renameat(&directory, &temporary, &directory, name)?;
-                rustix::fs::fsync(&directory)?;
-                #[cfg(test)]
-                note_write(&directory, &temporary, name, bytes);
-                Ok(())
-            });
-        if written.is_err() {
-            // The first error is the one to tell.
-            let _ = rustix::fs::unlinkat(&directory, &temporary, AtFlags::empty());
-        }
-        written
+        let file = rustix::fs::openat(&directory, &temporary, flags, mode)?;
+        let mut staged = Staged {
+            file: file.into(),
+            directory,
+            temporary,
+            path: path.to_owned(),
+            grown,
+        };
+        staged.file.write_all(bytes)?;
+        #[cfg(test)]
+        note(&Op::Written(
+            path_at(&staged.directory, &staged.temporary),
+            bytes.to_vec(),
+        ));
+        Ok(staged)
     }
 }
 
-/// Records, for tests of power cuts, what [`Tree::write`] did.
-#[cfg(test)]
-fn note_write(directory: &OwnedFd, temporary: &str, name: &str, bytes: &[u8]) {
-    use crate::durable::recorder::{Op, note, path_at};
-    let [temporary, name, directory] = [temporary, name, ""].map(|name| path_at(directory, name));
-    note(&Op::Written(temporary.clone(), bytes.to_vec()));
-    note(&Op::Synced(temporary.clone()));
-    note(&Op::Renamed(temporary, name));
-    note(&Op::Synced(directory));
+/// A file of a registry that is written, and not in its place yet. Dropped, it is removed.
+pub(super) struct Staged {
+    file: File,
+    directory: OwnedFd,
+    temporary: String,
+    path: String,
+    /// Directories in which another one was made for it.
+    grown: Vec<OwnedFd>,
 }
 
-/// Records that a directory was made.
-#[cfg(test)]
-fn note_directory(parent: impl AsFd, name: &str) {
-    use crate::durable::recorder::{Op, note, path_at};
-    note(&Op::Made(path_at(&parent, name)));
-    note(&Op::Synced(path_at(parent, "")));
+impl Staged {
+    fn name(&self) -> &str {
+        self.path
+            .rsplit_once('/')
+            .map_or(&self.path, |(_, name)| name)
+    }
 }
 
-/// Opens a directory in `parent`, and makes it first if need be.
-fn subdirectory(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Gone already if it got its place; otherwise what went wrong is the error to tell.
+        let _ = rustix::fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty());
+    }
+}
+
+/// Puts files into their places, turn by turn: what comes in one turn is durable before anything of the next is seen.
+/// All of them are synced before, at the same time.
+pub(super) fn place(turns: &[Vec<Staged>; 2]) -> Result<(), RegistryError> {
+    let at = |path: &str| {
+        let path = path.to_owned();
+        move |source| failed(&path, source)
+    };
+    let files: Vec<&File> = turns.iter().flatten().map(|staged| &staged.file).collect();
+    let Some(first) = turns.iter().flatten().next() else {
+        return Ok(());
+    };
+    durable::sync_together(&files).map_err(at(&first.path))?;
+    #[cfg(test)]
+    for staged in turns.iter().flatten() {
+        note(&Op::Synced(path_at(&staged.directory, &staged.temporary)));
+    }
+    for turn in turns {
+        let mut directories: Vec<&OwnedFd> = Vec::new();
+        for staged in turn {
+            let (directory, temporary) = (&staged.directory, &staged.temporary);
+            rustix::fs::renameat(directory, temporary, directory, staged.name())
+                .map_err(|errno| failed(&staged.path, errno.into()))?;
+            #[cfg(test)]
+            note(&Op::Renamed(
+                path_at(directory, temporary),
+                path_at(directory, staged.name()),
+            ));
+            // From above, so that nothing is on the disk before its way there.
+            directories.extend(&staged.grown);
+            directories.push(directory);
+        }
+        if let Some(first) = turn.first() {
+            durable::sync_together(&directories).map_err(at(&first.path))?;
+            #[cfg(test)]
+            for directory in directories {
+                note(&Op::Synced(path_at(directory, "")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens a directory in `parent`, and makes it first if need be; then `grown` gets the parent.
+fn subdirectory(parent: OwnedFd, name: &str, grown: &mut Vec<OwnedFd>) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(&parent, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
             match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {
-                    rustix::fs::fsync(&parent)?;
                     #[cfg(test)]
-                    note_directory(&parent, name);
+                    note(&Op::Made(path_at(&parent, name)));
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            Ok(rustix::fs::openat(&parent, name, flags, Mode::empty())?)
+            let made = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
+            grown.push(parent);
+            Ok(made)
         }
         opened => Ok(opened?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        let name = |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<_> = entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn what_is_staged_is_seen_when_it_is_placed_and_leaves_nothing_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path()).unwrap().unwrap();
+        let stage = || {
+            let manifest = tree.stage("a/1/manifest", b"m").unwrap();
+            let index = tree.stage("a/index", b"i").unwrap();
+            [
+                vec![manifest],
+                vec![index, tree.stage("list", b"l").unwrap()],
+            ]
+        };
+        drop(stage());
+        assert_eq!(names(dir.path()), ["a"]);
+        assert_eq!(names(&dir.path().join("a/1")), Vec::<String>::new());
+        // What a writer that was killed has left is written over.
+        std::fs::write(dir.path().join("a/.index.new"), "left").unwrap();
+        let turns = stage();
+        assert_eq!(tree.read("a/index", 9).unwrap(), None);
+        place(&turns).unwrap();
+        drop(turns);
+        for (path, bytes) in [("a/1/manifest", b"m"), ("a/index", b"i"), ("list", b"l")] {
+            assert_eq!(&tree.read(path, 9).unwrap().unwrap()[..], bytes);
+        }
+        assert_eq!(names(dir.path()), ["a", "list"]);
+        assert_eq!(names(&dir.path().join("a")), ["1", "index"]);
+        assert_eq!(names(&dir.path().join("a/1")), ["manifest"]);
+        place(&[Vec::new(), Vec::new()]).unwrap();
+    }
+
+    #[test]
+    fn nothing_of_the_second_turn_is_seen_when_the_first_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/1/manifest/in the way")).unwrap();
+        let tree = Tree::open(dir.path()).unwrap().unwrap();
+        let first = tree.stage("a/1/manifest", b"m").unwrap();
+        let second = tree.stage("a/index", b"i").unwrap();
+        let error = place(&[vec![first], vec![second]]).unwrap_err();
+        assert!(matches!(error, RegistryError::Io { path, .. } if path == "a/1/manifest"));
+        assert_eq!(names(&dir.path().join("a")), ["1"]);
+        assert_eq!(names(&dir.path().join("a/1")), ["manifest"]);
     }
 }

@@ -17,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub use crate::durable;
+use crate::manifest::{PackageName, TrustedIndex, TrustedManifest};
 pub use numbers::Numbers;
 pub use pins::{Pin, Pins};
 pub use published::Published;
@@ -139,7 +140,9 @@ impl State {
         let created = check_version(dir)?;
         durable::sweep(dir).map_err(|error| StateError::io(dir, error))?;
         let journal = dir.join("journal");
-        durable::create_dir(&journal).map_err(|error| StateError::io(&journal, error))?;
+        durable::create_dir(&journal)
+            .and_then(|()| durable::sweep(&journal))
+            .map_err(|error| StateError::io(&journal, error))?;
         let ingested = dir.join("ingested");
         durable::create_dir(&ingested)
             .and_then(|()| durable::sweep(&ingested))
@@ -174,6 +177,24 @@ impl State {
     /// Returns what was seen of packages: the base of every judgement on rollback.
     pub fn seen(&self) -> &Seen {
         &self.seen
+    }
+
+    /// Makes what this home has published its own: admitted to what was seen, and kept. The files appear in that order, and
+    /// all are durable when this returns.
+    ///
+    /// # Errors
+    /// [`SeenError`], when it contradicts what was seen, or cannot be written.
+    pub fn admit_published(
+        &self,
+        name: &PackageName,
+        manifest: Option<&TrustedManifest>,
+        index: Option<&TrustedIndex>,
+    ) -> Result<(), SeenError> {
+        let published = &self.published;
+        self.seen.admit_published(name, manifest, index, |batch| {
+            manifest.map_or(Ok(()), |manifest| published.stage_manifest(manifest, batch))?;
+            index.map_or(Ok(()), |index| published.stage_index(index, batch))
+        })
     }
 
     /// Returns the slots: the upper halves of inode numbers.

@@ -6,7 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{StateError, durable};
-use crate::manifest::{ENVELOPE_BYTES_MAX, Envelope, PackageName, PackageVersion, Signed, Version};
+use crate::manifest::{
+    ENVELOPE_BYTES_MAX, Envelope, PackageName, PackageVersion, Signed, TrustedIndex,
+    TrustedManifest, Version,
+};
+
+/// How many envelopes are written together, each an open file.
+const PUT_AT_ONCE: usize = 64;
 
 /// The envelopes of own publications.
 pub struct Published {
@@ -31,14 +37,59 @@ impl Published {
     /// # Errors
     /// [`StateError`].
     pub fn put(&self, envelope: &Envelope) -> Result<(), StateError> {
-        let path = match envelope.unverified() {
-            Signed::Manifest(manifest) => self.manifest_path(&manifest.package),
-            Signed::Index(index) => self.index_path(&index.name),
-        };
-        let parent = path.parent().unwrap_or(&self.dir);
-        durable::create_dir(parent)
-            .and_then(|()| durable::write(&path, envelope.bytes(), 0o600))
-            .map_err(|error| StateError::io(&path, error))
+        self.put_all(std::slice::from_ref(envelope))
+    }
+
+    /// Keeps envelopes, which appear in this order; durable when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn put_all(&self, envelopes: &[Envelope]) -> Result<(), StateError> {
+        for envelopes in envelopes.chunks(PUT_AT_ONCE) {
+            let mut batch = durable::Batch::default();
+            for envelope in envelopes {
+                let path = match envelope.unverified() {
+                    Signed::Manifest(manifest) => self.manifest_path(&manifest.package),
+                    Signed::Index(index) => self.index_path(&index.name),
+                };
+                self.stage(&path, envelope.bytes(), &mut batch)?;
+            }
+            batch
+                .commit()
+                .map_err(|error| StateError::io(&self.dir, error))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a manifest's envelope to what is written together.
+    pub(super) fn stage_manifest(
+        &self,
+        manifest: &TrustedManifest,
+        batch: &mut durable::Batch,
+    ) -> Result<(), StateError> {
+        let path = self.manifest_path(manifest.package());
+        self.stage(&path, manifest.envelope(), batch)
+    }
+
+    /// Adds a release index's envelope to what is written together.
+    pub(super) fn stage_index(
+        &self,
+        index: &TrustedIndex,
+        batch: &mut durable::Batch,
+    ) -> Result<(), StateError> {
+        self.stage(&self.index_path(index.name()), index.envelope(), batch)
+    }
+
+    fn stage(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        batch: &mut durable::Batch,
+    ) -> Result<(), StateError> {
+        batch
+            .create_dir(path.parent().unwrap_or(&self.dir))
+            .and_then(|()| batch.write(path, &[bytes], 0o600))
+            .map_err(|error| StateError::io(path, error))
     }
 
     /// Returns the release index of a package, as it was published.

@@ -133,15 +133,7 @@ impl Seen {
     /// [`TrustError::Rollback`], [`TrustError::SameSequence`] or [`TrustError::OtherContent`] when it contradicts what
     /// was seen, [`SeenError::NameTaken`], [`SeenError::State`].
     pub fn admit_index(&self, index: &TrustedIndex) -> Result<(), SeenError> {
-        let name = index.name();
-        self.admit(name, |known| {
-            index.check_sequence(known.index)?;
-            known.index = Some(index.seen());
-            for (version, &id) in &index.index().versions {
-                known.learn(name, version, id)?;
-            }
-            Ok(())
-        })
+        self.admit(index.name(), |known| known.learn_index(index))
     }
 
     /// Admits a verified manifest. Durable when this returns; admitting the same again costs nothing.
@@ -150,10 +142,25 @@ impl Seen {
     /// [`TrustError::OtherContent`] when the version is known with another manifest, [`SeenError::NameTaken`],
     /// [`SeenError::State`].
     pub fn admit_manifest(&self, manifest: &TrustedManifest) -> Result<(), SeenError> {
-        let package = manifest.package();
-        self.admit(&package.name, |known| {
-            known.learn(&package.name, &package.version, manifest.id())
+        self.admit(&manifest.package().name, |known| {
+            known.learn_manifest(manifest)
         })
+    }
+
+    /// Admits what this home has published, both or neither, together with the files that `stage` adds: all are durable
+    /// when this returns, and nothing counts before.
+    pub(super) fn admit_published(
+        &self,
+        name: &PackageName,
+        manifest: Option<&TrustedManifest>,
+        index: Option<&TrustedIndex>,
+        stage: impl FnOnce(&mut durable::Batch) -> Result<(), StateError>,
+    ) -> Result<(), SeenError> {
+        let learn = |known: &mut Package| {
+            manifest.map_or(Ok(()), |manifest| known.learn_manifest(manifest))?;
+            index.map_or(Ok(()), |index| known.learn_index(index))
+        };
+        self.admit_with(name, learn, stage)
     }
 
     /// Says whether [`Seen::admit_manifest`] would admit a manifest now; nothing is remembered.
@@ -161,10 +168,10 @@ impl Seen {
     /// # Errors
     /// As [`Seen::admit_manifest`].
     pub fn check_manifest(&self, manifest: &TrustedManifest) -> Result<(), SeenError> {
-        let package = manifest.package();
-        let learn =
-            |known: &mut Package| known.learn(&package.name, &package.version, manifest.id());
-        self.judge(&mut self.inner.lock(), &package.name, learn)?;
+        let (name, learn) = (&manifest.package().name, |known: &mut Package| {
+            known.learn_manifest(manifest)
+        });
+        self.judge(&mut self.inner.lock(), name, learn)?;
         Ok(())
     }
 
@@ -173,17 +180,32 @@ impl Seen {
         name: &PackageName,
         change: impl FnOnce(&mut Package) -> Result<(), TrustError>,
     ) -> Result<(), SeenError> {
+        self.admit_with(name, change, |_| Ok(()))
+    }
+
+    fn admit_with(
+        &self,
+        name: &PackageName,
+        change: impl FnOnce(&mut Package) -> Result<(), TrustError>,
+        stage: impl FnOnce(&mut durable::Batch) -> Result<(), StateError>,
+    ) -> Result<(), SeenError> {
         let mut inner = self.inner.lock();
-        let Some(package) = self.judge(&mut inner, name, change)? else {
-            return Ok(());
-        };
+        let changed = self.judge(&mut inner, name, change)?;
         let path = self.path(name);
-        durable::write_json(&path, &package).map_err(|error| StateError::io(&path, error))?;
-        inner.packages.insert(name.clone(), Some(Arc::new(package)));
-        inner
-            .firsts
-            .entry(name.first().to_owned())
-            .or_insert_with(|| name.clone());
+        let at = |error| StateError::io(&path, error);
+        let mut batch = durable::Batch::default();
+        if let Some(package) = &changed {
+            batch.write_json(&path, package).map_err(at)?;
+        }
+        stage(&mut batch)?;
+        batch.commit().map_err(at)?;
+        if let Some(package) = changed {
+            inner.packages.insert(name.clone(), Some(Arc::new(package)));
+            inner
+                .firsts
+                .entry(name.first().to_owned())
+                .or_insert_with(|| name.clone());
+        }
         Ok(())
     }
 
@@ -236,6 +258,20 @@ impl Seen {
 }
 
 impl Package {
+    fn learn_index(&mut self, index: &TrustedIndex) -> Result<(), TrustError> {
+        index.check_sequence(self.index)?;
+        self.index = Some(index.seen());
+        for (version, &id) in &index.index().versions {
+            self.learn(index.name(), version, id)?;
+        }
+        Ok(())
+    }
+
+    fn learn_manifest(&mut self, manifest: &TrustedManifest) -> Result<(), TrustError> {
+        let package = manifest.package();
+        self.learn(&package.name, &package.version, manifest.id())
+    }
+
     fn learn(
         &mut self,
         name: &PackageName,

@@ -20,6 +20,9 @@ const HEADER_BYTES: usize = 16 + 8 * SHARDS;
 const RECORD_BYTES: usize = 48;
 const SMALL: u32 = u32::MAX;
 
+/// How many bytes of records are gathered before they are written.
+const WRITE_BYTES: usize = 256 << 10;
+
 /// The clock is halved beyond this, so that it never runs out: at 2^31 blocks of one run.
 const CLOCK_MAX: u64 = 1 << 31;
 
@@ -174,15 +177,17 @@ impl Store {
         let file = self.disk.open(Name::RecencyNew, Access::New)?;
         let mut at = HEADER_BYTES as u64;
         for shard in &self.shards {
-            bytes.clear();
-            let count = shard.write_records(&mut bytes);
-            counts.push(count);
+            counts.push(shard.write_records(&mut bytes));
             if counts.iter().sum::<u64>() > records + 1024 {
                 return Err(io::Error::other("it grows while it is written"));
             }
-            file.write_at(at, &bytes)?;
-            at += bytes.len() as u64;
+            if bytes.len() >= WRITE_BYTES {
+                file.write_at(at, &bytes)?;
+                at += bytes.len() as u64;
+                bytes.clear();
+            }
         }
+        file.write_at(at, &bytes)?;
         let mut header = MAGIC.to_vec();
         header.extend(u64::from(self.now()).to_le_bytes());
         counts

@@ -320,6 +320,75 @@ fn a_catalog_that_would_be_too_large_is_refused_before_it_is_written() {
     assert_eq!(left, 0, "temporary files have no name");
 }
 
+/// Asking for all directories of a level before any has its children changes nothing, down to the greatest depth.
+#[test]
+fn directories_may_be_asked_for_ahead_within_their_level() {
+    let children = |path: &[u8]| -> Vec<NewEntry> {
+        let depth = path.split(|byte| *byte == b'/').count();
+        let mut entries = vec![entry("file", Kind::File)];
+        match path {
+            b"" => entries.extend(["a", "b", "c"].map(|name| entry(name, Kind::Directory))),
+            b"b" => entries.clear(),
+            _ if depth < DEPTH_MAX as usize => entries.push(entry("z", Kind::Directory)),
+            _ => entries.clear(),
+        }
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        entries
+    };
+    let build = |level: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path(), 0o755, 0).unwrap();
+        let mut levels = Vec::new();
+        while let Some(first) = writer.next_directory().unwrap() {
+            let mut ahead = vec![first];
+            while level && let Some(next) = writer.next_in_level().unwrap() {
+                ahead.push(next);
+            }
+            levels.push(ahead.len());
+            for (row, path) in ahead {
+                writer.add_children(row, &children(&path)).unwrap();
+            }
+        }
+        let sealed = writer.finish(Times::Keep, &mut |_, _| Ok(())).unwrap();
+        (bytes_of(&sealed), levels)
+    };
+    let (one_by_one, _) = build(false);
+    let (ahead, levels) = build(true);
+    assert!(one_by_one == ahead);
+    assert_eq!(levels[..3], [1, 3, 2]);
+    assert_eq!(levels.len(), DEPTH_MAX as usize + 1);
+}
+
+#[test]
+fn ids_that_are_set_together_are_those_that_were_meant() {
+    const COUNT: u32 = 5000;
+    let id = |row: u32| Digest::of(&row.to_le_bytes());
+    let entries: Vec<NewEntry> = numbered(COUNT)
+        .into_iter()
+        .map(|file| NewEntry { size: 1, ..file })
+        .collect();
+    let build = |together: &[u32]| {
+        let (_dir, mut writer) = writer();
+        writer.add_children(0, &entries).unwrap();
+        for row in (1..=COUNT).filter(|row| !together.contains(row)) {
+            writer.set_id(row, id(row)).unwrap();
+        }
+        let ids: Vec<_> = together.iter().map(|row| (*row, id(*row))).collect();
+        writer.set_ids(&ids).unwrap();
+        bytes_of(&writer.finish(Times::Keep, &mut |_, _| Ok(())).unwrap())
+    };
+    let wanted = build(&[]);
+    let all: Vec<u32> = (1..=COUNT).collect();
+    for together in [
+        &all[..],
+        &[1],
+        &[COUNT],
+        &[1, 2, 1024, 1025, 1026, 3000, COUNT],
+    ] {
+        assert!(build(together) == wanted, "{}", together.len());
+    }
+}
+
 #[test]
 fn trees_end_at_the_greatest_depth() {
     for (depth, allowed) in [(DEPTH_MAX, true), (DEPTH_MAX + 1, false)] {

@@ -187,6 +187,10 @@ impl<'a> Run<'a> {
                     return Ok(());
                 }
                 let file = spool.file()?;
+                if self.is_settled(&file) {
+                    self.work.progress.took_over(file.stat.size);
+                    continue;
+                }
                 let ends_in = self.last_piece(&file);
                 // A piece is hashed from its front, so a thread begins with the file that begins one: the next thread
                 // need not wait for it.
@@ -276,23 +280,30 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes a known file over from the last version, as the walk has found it, unless the torrent needs its bytes.
-    /// Returns whether it did.
+    /// Returns whether nothing is left to be done for a file: its one block is known, and the catalog has its id from
+    /// when that was found out.
+    fn is_settled(&self, file: &SpooledFile) -> bool {
+        let known = file.known.is_some() && !file.kept;
+        known && file.stat.size <= BLOCK_BYTES && !self.torrent_needs(file)
+    }
+
+    /// Returns whether bytes of a file are in a piece of the torrent that is not known.
+    fn torrent_needs(&self, file: &SpooledFile) -> bool {
+        let place = self.torrent_place(file.row);
+        place.is_some_and(|(pieces, offset)| !pieces.know_all(offset..offset + file.stat.size))
+    }
+
+    /// Takes a known file of several blocks over from the last version, as the walk has found it, unless the torrent
+    /// needs its bytes. Returns whether it did.
     fn take_over(&self, file: &SpooledFile) -> Result<bool, Trouble> {
         let (Some(base), Some(known)) = (self.work.base, file.known) else {
             return Ok(false);
         };
         let size = file.stat.size;
-        if let Some((pieces, offset)) = self.torrent_place(file.row)
-            && !pieces.know_all(offset..offset + size)
-        {
+        if size <= BLOCK_BYTES || self.torrent_needs(file) {
             return Ok(false);
         }
-        if size <= BLOCK_BYTES {
-            self.work.catalog.set_id(file.row, known.id)?;
-        } else {
-            base.hand_over(known.row, self.work.catalog, file.row)?;
-        }
+        base.hand_over(known.row, self.work.catalog, file.row)?;
         self.work.progress.took_over(size);
         Ok(true)
     }
@@ -306,8 +317,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let row = beneath.row(known.row)?;
-        if let Some((pieces, offset)) = self.torrent_place(file.row)
-            && !pieces.know_all(offset..offset + row.size())
+        if self.torrent_needs(file)
+            && let Some((pieces, offset)) = self.torrent_place(file.row)
         {
             for index in 0..row.blocks() {
                 if self.stopped() {
@@ -351,9 +362,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let mut buffer = self.buffer();
-        // At most a block. One byte more, to see that it did not grow.
+        // At most a block. That it grew meanwhile shows in its size.
         let size = before.size as usize;
-        buffer.resize(size + 1, 0);
+        buffer.resize(size, 0);
         let read = read_up_to(opened, &mut buffer, 0)
             .map(<[u8]>::len)
             .map_err(|error| unreadable(&error))?;
@@ -361,18 +372,13 @@ impl<'a> Run<'a> {
         if read != size || !after.unchanged(before) {
             return Err(changed());
         }
-        buffer.truncate(size);
-        let id = match file.known {
-            // Judged and stored when it was read before; its bytes are for the torrent only.
-            Some(known) => known.id,
-            None => {
-                self.judge(&buffer)?;
-                let block = Block::seal(Bytes::copy_from_slice(&buffer));
-                self.work.sink.small(&block)?;
-                block.digest()
-            }
-        };
-        self.work.catalog.set_id(file.row, id)?;
+        // What is known was judged and stored when it was read before: its bytes are for the torrent only.
+        if file.known.is_none() {
+            self.judge(&buffer)?;
+            let block = Block::seal(Bytes::copy_from_slice(&buffer));
+            self.work.sink.small(&block)?;
+            self.work.catalog.set_id(file.row, block.digest())?;
+        }
         if let Some((pieces, offset)) = self.torrent_place(file.row) {
             pieces.add(offset, &buffer);
         }
@@ -438,7 +444,7 @@ impl<'a> Run<'a> {
 
     fn buffer(&self) -> Vec<u8> {
         let kept = self.buffers.lock().pop();
-        kept.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES as usize + 1))
+        kept.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES as usize))
     }
 
     fn give_back(&self, buffer: Vec<u8>) {

@@ -10,5 +10,5 @@ mod matched;
 mod record;
 
 pub(crate) use base::{Base, copy_catalog, copy_digests};
-pub(crate) use matched::match_up;
+pub(crate) use matched::{Matched, Matcher};
 pub(crate) use record::{Began, KnownPieces, NewRecord};
